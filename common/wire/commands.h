@@ -1,0 +1,80 @@
+// The replicated commands: what the primary puts into the log and every node applies. schema/command.capnp is
+// the form in the log, so it outlives programs: see the rule for its evolution there.
+#pragma once
+
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "common/wire/messages.h"
+
+namespace fermata {
+
+/// The first command of a cluster's life: makes the root directory.
+struct BootstrapCommand {
+  ClusterId cluster;
+  std::uint32_t root_uid = 0, root_gid = 0, root_mode = 0755;
+  bool operator==(const BootstrapCommand&) const = default;
+};
+/// Registers a session; one with the same client id that lives is the answer instead.
+struct OpenSessionCommand {
+  std::string client_id, host, mount_point;
+  bool operator==(const OpenSessionCommand&) const = default;
+};
+/// Ends sessions (lease over, or closed by the client): their orphans are released, their later commands fenced.
+struct EndSessionsCommand {
+  std::vector<SessionId> sessions;
+  bool operator==(const EndSessionsCommand&) const = default;
+};
+/// A client's mutation. The primary has called back the leases of what it read; apply checks that it still is so.
+struct MutateCommand {
+  Mutation op;
+  std::string payload;              ///< of the request
+  /// What the names led to when the primary looked: another one at apply is kRetry. None: no such entry.
+  InodeId expected_inode;           ///< unlink, rmdir, rename: of the (old) name; create: of the existing entry
+  InodeId expected_target;          ///< rename: of the new name
+  std::vector<SessionId> open_in;   ///< sessions that have the inode open that loses its last link
+  bool operator==(const MutateCommand&) const = default;
+};
+/// Every node digests its state at this index.
+struct DigestCommand {
+  bool operator==(const DigestCommand&) const = default;
+};
+/// Forgets history of indexes up to this one; chunks that nothing refers to any more become garbage.
+struct PruneHistoryCommand {
+  LogIndex up_to;
+  std::uint32_t keys_max = 0;       ///< bound of work in one command
+  bool operator==(const PruneHistoryCommand&) const = default;
+};
+/// Deletes chunks that nothing refers to. Those that came to be referred to again stay.
+struct DropChunksCommand {
+  std::vector<ChunkId> chunks;
+  bool operator==(const DropChunksCommand&) const = default;
+};
+
+struct Command {
+  VolumeId volume;
+  SessionId session;                ///< none for the primary's own
+  Epoch epoch;
+  Sequence sequence;
+  Sequence answered_below;
+  Timestamp time;                   ///< the primary's clock: becomes ctime and "now"
+  Credentials cred;
+  std::variant<BootstrapCommand, OpenSessionCommand, EndSessionsCommand, MutateCommand, DigestCommand,
+               PruneHistoryCommand, DropChunksCommand>
+      body;
+};
+
+/// What apply answers; also what the duplicate-request table keeps, so it stays small.
+struct CommandResult {
+  std::uint32_t error = 0;          ///< to_wire() form; 0 is success
+  InodeId inode;                    ///< created, linked, committed, changed, moved
+  InodeId removed;                  ///< lost a name
+  SessionId session;                ///< OpenSession
+  Epoch epoch;                      ///< OpenSession
+  Version version;                  ///< Commit
+  std::uint64_t count = 0;          ///< PruneHistory: keys done; DropChunks: dropped
+  bool operator==(const CommandResult&) const = default;
+};
+
+}  // namespace fermata
