@@ -1,0 +1,135 @@
+@0xe3f2a7b9c1d06c13;
+# Reads and mutations of the tree. Names are bytes, not text: POSIX knows no encoding.
+using Cxx = import "/capnp/c++.capnp";
+$Cxx.namespace("fermata::schema");
+using T = import "types.capnp";
+
+struct ReadHeader { session @0 :UInt64; epoch @1 :UInt64; cred @2 :T.Credentials; }
+
+# Lookup, GetAttr, ReadDir, Open, Content, GetXattrs and StatFs requests: the fields that each one uses.
+struct ReadRequest {
+  header @0 :ReadHeader;
+  inode @1 :UInt64;          # Lookup: the parent
+  name @2 :Data;             # Lookup
+  after @3 :UInt64;          # ReadDir: the cookie
+  bytesMax @4 :UInt32;       # ReadDir
+  withAttributes @5 :Bool;   # ReadDir
+  version @6 :UInt64;        # Open: have; Content
+  firstChunk @7 :UInt32;     # Content
+}
+
+struct LookupReply { stamp @0 :UInt64; entryLeased @1 :Bool; leased @2 :Bool; attr @3 :T.Attr; }  # no attr: absent
+struct GetAttrReply { stamp @0 :UInt64; leased @1 :Bool; attr @2 :T.Attr; }
+struct ReadDirReply {
+  stamp @0 :UInt64;
+  entriesLeased @1 :Bool;
+  end @2 :Bool;
+  directory @3 :T.Attr;
+  directoryLeased @4 :Bool;
+  entries @5 :List(Entry);
+  struct Entry {
+    name @0 :Data;
+    inode @1 :UInt64;
+    type @2 :UInt8;
+    cookie @3 :UInt64;
+    attr @4 :T.Attr;
+    leased @5 :Bool;
+  }
+}
+struct OpenReply {
+  stamp @0 :UInt64;
+  leased @1 :Bool;
+  attr @2 :T.Attr;
+  content @3 :UInt8;
+  patches @4 :List(T.Patch);
+  moreChunks @5 :Bool;
+}
+struct ContentReply { moreChunks @0 :Bool; }
+struct Xattr { name @0 :Data; value @1 :Data; }
+struct GetXattrsReply { stamp @0 :UInt64; leased @1 :Bool; xattrs @2 :List(Xattr); }
+struct StatFsReply { totalBytes @0 :UInt64; freeBytes @1 :UInt64; inodes @2 :UInt64; }
+
+struct Mutation {
+  union {
+    create @0 :Create;
+    link @1 :Link;
+    unlink @2 :Unlink;
+    rmdir @3 :Rmdir;
+    rename @4 :Rename;
+    setAttr @5 :SetAttr;
+    setXattr @6 :SetXattr;
+    removeXattr @7 :RemoveXattr;
+    commit @8 :Commit;
+    releaseOrphans @9 :ReleaseOrphans;
+  }
+  struct Create {
+    parent @0 :UInt64;
+    name @1 :Data;
+    type @2 :UInt8;
+    mode @3 :UInt32;
+    uid @4 :UInt32;
+    gid @5 :UInt32;
+    rdev @6 :UInt64;
+    symlinkTarget @7 :Data;
+    exclusive @8 :Bool;
+  }
+  struct Link { inode @0 :UInt64; parent @1 :UInt64; name @2 :Data; }
+  struct Unlink { parent @0 :UInt64; name @1 :Data; openHere @2 :Bool; }
+  struct Rmdir { parent @0 :UInt64; name @1 :Data; }
+  struct Rename {
+    parent @0 :UInt64;
+    name @1 :Data;
+    newParent @2 :UInt64;
+    newName @3 :Data;
+    flags @4 :UInt32;
+    targetOpenHere @5 :Bool;
+  }
+  struct SetAttr {
+    inode @0 :UInt64;
+    mode @1 :T.OptionalUInt32;
+    uid @2 :T.OptionalUInt32;
+    gid @3 :T.OptionalUInt32;
+    atime @4 :T.OptionalTimestamp;
+    mtime @5 :T.OptionalTimestamp;
+    atimeNow @6 :Bool;
+    mtimeNow @7 :Bool;
+    clearSuidSgid @8 :Bool;
+  }
+  struct SetXattr { inode @0 :UInt64; name @1 :Data; value @2 :Data; flags @3 :UInt32; }
+  struct RemoveXattr { inode @0 :UInt64; name @1 :Data; }
+  struct Commit {
+    inode @0 :UInt64;
+    base @1 :UInt64;
+    kind @2 :UInt8;
+    whole @3 :Bool;
+    replaceNewer @4 :Bool;
+    sizeBytes @5 :UInt64;
+    patches @6 :List(T.Patch);
+    mtime @7 :T.Timestamp;
+    atime @8 :T.OptionalTimestamp;
+    clearSuidSgid @9 :Bool;
+    pathHint @10 :Data;
+  }
+  struct ReleaseOrphans { inodes @0 :List(UInt64); }
+}
+
+struct MutationRequest {
+  session @0 :UInt64;
+  epoch @1 :UInt64;
+  sequence @2 :UInt64;
+  answeredBelow @3 :UInt64;
+  cred @4 :T.Credentials;
+  op @5 :Mutation;
+}
+struct MutationReply {
+  stamp @0 :UInt64;
+  attr @1 :T.Attr;
+  leased @2 :Bool;
+  parent @3 :T.Attr;
+  parentLeased @4 :Bool;
+  newParent @5 :T.Attr;
+  newParentLeased @6 :Bool;
+  removed @7 :T.Attr;
+  removedLeased @8 :Bool;
+  version @9 :UInt64;
+}
