@@ -118,13 +118,11 @@ Status RealDisk::rename(const std::string& from, const std::string& to) {
 
 Status RealDisk::remove(const std::string& path) {
   if (::unlink(path.c_str()) == 0) return {};
-  const std::error_code error = last_errno();
   // Linux says EISDIR for a directory, POSIX EPERM.
-  if ((error == std::errc::is_a_directory || error == std::errc::operation_not_permitted) &&
-      ::rmdir(path.c_str()) == 0) {
-    return {};
-  }
-  return error;
+  if (errno != EISDIR && errno != EPERM) return last_errno();
+  const std::error_code error = last_errno();
+  if (::rmdir(path.c_str()) == 0) return {};
+  return errno == ENOTDIR ? error : last_errno();
 }
 
 Status RealDisk::remove_all(const std::string& path) {
