@@ -21,7 +21,7 @@ struct [[nodiscard]] Result : boost::system::result<T, std::error_code> {
   Result(Base base) : Base(std::move(base)) {}
   Result(Errc e) : Base(make_error_code(e)) {}
   Result(std::errc e) : Base(std::make_error_code(e)) {}
-  Result(std::error_code e) : Base(e) {}
+  Result(std::error_code e) : Base(boost::system::in_place_error, e) {}
 };
 
 using Status = Result<void>;
