@@ -1,0 +1,112 @@
+// The namespace's records: what a value in the store means, and its bytes (docs/format/meta.md).
+//
+// Values are little-endian, keys big-endian so that they sort. Every value begins with a format
+// byte; those of the families that have history go on with `since`, the log index that wrote them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/base/ids.h"
+#include "common/base/result.h"
+#include "common/wire/commands.h"
+#include "serverd/store/kv_store.h"
+
+namespace fermata::serverd {
+
+/// The one record of Family::kCounters.
+struct StateRecord {
+  LogIndex applied;
+  ClusterId cluster;
+  std::uint64_t next_inode = 0;  ///< without the volume's bits
+  std::uint64_t inodes = 0;
+  std::uint64_t chunks = 0;
+  std::uint64_t garbage = 0;
+  std::uint64_t conflicts = 0;
+  LogIndex history_start;
+  bool operator==(const StateRecord&) const = default;
+};
+
+enum class ContentKind : std::uint8_t { kEmpty = 0, kInline = 1, kChunks = 2 };
+
+struct InodeRecord {
+  FileType type = FileType::kRegular;
+  ContentKind content = ContentKind::kEmpty;
+  std::uint32_t mode = 0;
+  std::uint32_t nlink = 0;
+  std::uint32_t uid = 0;
+  std::uint32_t gid = 0;
+  std::uint64_t rdev = 0;
+  std::uint64_t size_bytes = 0;
+  std::uint64_t allocated_bytes = 0;
+  Timestamp atime, mtime, ctime, btime;
+  Version version;
+  LogIndex change;                     ///< the record's `since`
+  InodeId parent;                      ///< directories
+  std::uint64_t entries = 0;           ///< directories
+  Cookie next_cookie{1};               ///< directories: never reused
+  SessionId writer;                    ///< that committed `version`
+  std::uint32_t chunks = 0;            ///< records in kChunks
+  std::uint32_t patches = 0;           ///< records in kPatches
+  std::uint32_t patch_bytes = 0;       ///< in them
+  std::uint32_t xattr_name_bytes = 0;  ///< with a terminating zero each, as listxattr(2) counts
+  std::uint32_t xattr_bytes = 0;       ///< names and values
+  std::string symlink_target;
+  bool is_directory() const { return type == FileType::kDirectory; }
+  bool operator==(const InodeRecord&) const = default;
+};
+Attr to_attr(InodeId inode, const InodeRecord& record);
+
+/// A directory entry.
+struct Dirent {
+  std::string name;
+  InodeId inode;
+  FileType type = FileType::kRegular;
+  Cookie cookie;
+  LogIndex since;
+  bool operator==(const Dirent&) const = default;
+};
+
+/// A patch as kept: within one chunk.
+struct PatchRecord {
+  std::uint64_t offset_bytes = 0;
+  std::string bytes;
+  bool operator==(const PatchRecord&) const = default;
+};
+
+/// What a version's bytes are made of.
+struct Content {
+  ContentKind kind = ContentKind::kEmpty;
+  Version version;
+  std::uint64_t size_bytes = 0;
+  std::string inline_bytes;  ///< kInline
+  std::vector<ChunkRef>
+      chunks;  ///< kChunks: holes left out; a chunk's bytes may end early: zeros follow
+  bool more_chunks = false;          ///< go on after the last one's index
+  std::vector<PatchRecord> patches;  ///< kChunks: later over earlier; within the size
+};
+
+struct Session {
+  SessionId id;
+  Epoch epoch;
+  std::string client_id, host, mount_point;
+  Timestamp opened;
+};
+
+/// A version that was put over one that its writer had not seen. Both are in history.
+struct Conflict {
+  InodeId inode;
+  LogIndex index;    ///< of the commit that replaced; also the new version
+  Version base;      ///< that the new version was derived from
+  Version replaced;  ///< that lost
+  SessionId writer;  ///< of the new version
+  SessionId replaced_writer;
+  std::string writer_host, replaced_host;
+  std::string path_hint;  ///< where the writer knew the file
+  Timestamp time;
+};
+
+}  // namespace fermata::serverd
