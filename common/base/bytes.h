@@ -12,7 +12,8 @@
 
 namespace fermata {
 
-static_assert(std::endian::native == std::endian::little, "on-disk and wire formats are little-endian");
+static_assert(std::endian::native == std::endian::little,
+              "on-disk and wire formats are little-endian");
 
 using Bytes = std::vector<std::byte>;
 using ByteView = std::span<const std::byte>;
@@ -46,6 +47,8 @@ T load_le(const void* at) {
 inline void append_be64(std::string& out, std::uint64_t value) {
   append_le(out, __builtin_bswap64(value));
 }
-inline std::uint64_t load_be64(const void* at) { return __builtin_bswap64(load_le<std::uint64_t>(at)); }
+inline std::uint64_t load_be64(const void* at) {
+  return __builtin_bswap64(load_le<std::uint64_t>(at));
+}
 
 }  // namespace fermata

@@ -29,7 +29,8 @@ std::uint32_t crc_table(const std::uint8_t* p, std::size_t n, std::uint32_t c) {
 }
 
 #if defined(__x86_64__)
-__attribute__((target("sse4.2"))) std::uint32_t crc_sse42(const std::uint8_t* p, std::size_t n, std::uint32_t c) {
+__attribute__((target("sse4.2"))) std::uint32_t crc_sse42(const std::uint8_t* p, std::size_t n,
+                                                          std::uint32_t c) {
   std::uint64_t wide = c;
   for (; n >= 8; n -= 8, p += 8) wide = _mm_crc32_u64(wide, load_le<std::uint64_t>(p));
   auto narrow = static_cast<std::uint32_t>(wide);
@@ -56,7 +57,8 @@ ChunkId chunk_id_of(ByteView bytes) {
   ChunkId id;
   id.algorithm = ChunkId::kSha256;
   unsigned size = 0;
-  // One fetched method for the process: EVP_sha256() alone is looked up anew at each call in OpenSSL 3.
+  // One fetched method for the process: EVP_sha256() alone is looked up anew at each call in
+  // OpenSSL 3.
   static EVP_MD* const method = EVP_MD_fetch(nullptr, "SHA256", nullptr);
   FM_ASSERT(method != nullptr);
   FM_ASSERT(EVP_Digest(bytes.data(), bytes.size(), id.digest.data(), &size, method, nullptr) == 1);

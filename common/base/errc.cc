@@ -15,52 +15,82 @@ class Category final : public std::error_category {
 
   std::string message(int value) const override {
     switch (static_cast<Errc>(value)) {
-      case Errc::kBadMessage: return "malformed message";
-      case Errc::kHashMismatch: return "bytes do not match their id";
-      case Errc::kCorruptChunk: return "chunk is corrupt on disk";
-      case Errc::kCorruptLog: return "replicated log is corrupt on disk";
-      case Errc::kCorruptStore: return "metadata store is corrupt on disk";
-      case Errc::kStaleEpoch: return "session epoch is over (fenced)";
-      case Errc::kStaleBase: return "a newer version was committed meanwhile";
-      case Errc::kSessionExpired: return "session is unknown or expired";
-      case Errc::kNotPrimary: return "this node is not the primary";
-      case Errc::kNoQuorum: return "no majority of nodes can be reached";
-      case Errc::kDeadlineExceeded: return "deadline exceeded";
-      case Errc::kConnectionLost: return "connection lost";
-      case Errc::kVersionMismatch: return "unsupported protocol or format version";
-      case Errc::kWrongCluster: return "belongs to another cluster";
-      case Errc::kRetry: return "state changed, try again";
-      case Errc::kShuttingDown: return "shutting down";
-      case Errc::kMissingChunk: return "a chunk of the commit is not on a majority of nodes";
-      case Errc::kTooLarge: return "size over its limit";
-      case Errc::kTruncatedHistory: return "that version is no longer kept";
-      case Errc::kUnsupported: return "request not supported";
+      case Errc::kBadMessage:
+        return "malformed message";
+      case Errc::kHashMismatch:
+        return "bytes do not match their id";
+      case Errc::kCorruptChunk:
+        return "chunk is corrupt on disk";
+      case Errc::kCorruptLog:
+        return "replicated log is corrupt on disk";
+      case Errc::kCorruptStore:
+        return "metadata store is corrupt on disk";
+      case Errc::kStaleEpoch:
+        return "session epoch is over (fenced)";
+      case Errc::kStaleBase:
+        return "a newer version was committed meanwhile";
+      case Errc::kSessionExpired:
+        return "session is unknown or expired";
+      case Errc::kNotPrimary:
+        return "this node is not the primary";
+      case Errc::kNoQuorum:
+        return "no majority of nodes can be reached";
+      case Errc::kDeadlineExceeded:
+        return "deadline exceeded";
+      case Errc::kConnectionLost:
+        return "connection lost";
+      case Errc::kVersionMismatch:
+        return "unsupported protocol or format version";
+      case Errc::kWrongCluster:
+        return "belongs to another cluster";
+      case Errc::kRetry:
+        return "state changed, try again";
+      case Errc::kShuttingDown:
+        return "shutting down";
+      case Errc::kMissingChunk:
+        return "a chunk of the commit is not on a majority of nodes";
+      case Errc::kTooLarge:
+        return "size over its limit";
+      case Errc::kTruncatedHistory:
+        return "that version is no longer kept";
+      case Errc::kUnsupported:
+        return "request not supported";
     }
     return "unknown error " + std::to_string(value);
   }
 
   std::error_condition default_error_condition(int value) const noexcept override {
     switch (static_cast<Errc>(value)) {
-      case Errc::kBadMessage: return std::errc::bad_message;
+      case Errc::kBadMessage:
+        return std::errc::bad_message;
       case Errc::kHashMismatch:
       case Errc::kCorruptChunk:
       case Errc::kCorruptLog:
       case Errc::kCorruptStore:
-      case Errc::kMissingChunk: return std::errc::io_error;
+      case Errc::kMissingChunk:
+        return std::errc::io_error;
       case Errc::kStaleEpoch:
       case Errc::kStaleBase:
       case Errc::kSessionExpired:
-      case Errc::kTruncatedHistory: return {ESTALE, std::generic_category()};
+      case Errc::kTruncatedHistory:
+        return {ESTALE, std::generic_category()};
       case Errc::kNotPrimary:
-      case Errc::kRetry: return std::errc::resource_unavailable_try_again;
+      case Errc::kRetry:
+        return std::errc::resource_unavailable_try_again;
       case Errc::kNoQuorum:
       case Errc::kDeadlineExceeded:
-      case Errc::kConnectionLost: return std::errc::timed_out;
-      case Errc::kVersionMismatch: return std::errc::protocol_not_supported;
-      case Errc::kWrongCluster: return std::errc::operation_not_permitted;
-      case Errc::kShuttingDown: return {ESHUTDOWN, std::generic_category()};
-      case Errc::kTooLarge: return std::errc::message_size;
-      case Errc::kUnsupported: return std::errc::operation_not_supported;
+      case Errc::kConnectionLost:
+        return std::errc::timed_out;
+      case Errc::kVersionMismatch:
+        return std::errc::protocol_not_supported;
+      case Errc::kWrongCluster:
+        return std::errc::operation_not_permitted;
+      case Errc::kShuttingDown:
+        return {ESHUTDOWN, std::generic_category()};
+      case Errc::kTooLarge:
+        return std::errc::message_size;
+      case Errc::kUnsupported:
+        return std::errc::operation_not_supported;
     }
     return std::errc::io_error;
   }
@@ -86,7 +116,8 @@ int to_errno(const std::error_code& code) noexcept {
 
 std::uint32_t to_wire(const std::error_code& code) noexcept {
   if (!code) return 0;
-  if (code.category() == fermata_category()) return kWireOwn + static_cast<std::uint32_t>(code.value());
+  if (code.category() == fermata_category())
+    return kWireOwn + static_cast<std::uint32_t>(code.value());
   return static_cast<std::uint32_t>(to_errno(code));
 }
 

@@ -34,9 +34,10 @@ using SessionId = Id<struct SessionTag>;  ///< the log index that registered it
 using Epoch = Id<struct EpochTag>;        ///< of a session, from 1: the fencing token
 using Sequence = Id<struct SequenceTag>;  ///< of a session's mutations, from 1
 using Cookie = Id<struct CookieTag>;      ///< a place in a directory, stable; 0 is its start
-using NodeId = Id<struct NodeTag, std::uint32_t>;      ///< a storage node, from 1
-using GroupId = Id<struct GroupTag, std::uint32_t>;    ///< a replica group, from 1
-using VolumeId = Id<struct VolumeTag, std::uint16_t>;  ///< 0 is the first volume (top bits of InodeId)
+using NodeId = Id<struct NodeTag, std::uint32_t>;    ///< a storage node, from 1
+using GroupId = Id<struct GroupTag, std::uint32_t>;  ///< a replica group, from 1
+using VolumeId =
+    Id<struct VolumeTag, std::uint16_t>;  ///< 0 is the first volume (top bits of InodeId)
 /// Orders what the primary said to one session: the term in the top 24 bits, a count below.
 using Stamp = Id<struct StampTag>;
 

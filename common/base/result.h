@@ -1,11 +1,10 @@
 // Result<T>: a value or a std::error_code. Task<T>: a coroutine that ends with one.
 #pragma once
 
-#include <system_error>
-#include <utility>
-
 #include <boost/asio/awaitable.hpp>
 #include <boost/system/result.hpp>
+#include <system_error>
+#include <utility>
 
 #include "common/base/errc.h"
 
@@ -35,7 +34,8 @@ using Task = boost::asio::awaitable<Result<T>>;
 #define FM_CONCAT(a, b) FM_CONCAT2(a, b)
 
 /// FM_TRY(auto x, expression): x is the value, or the function returns the error.
-#define FM_TRY(declaration, ...) FM_TRY_IMPL(FM_CONCAT(fm_result_, __COUNTER__), return, declaration, __VA_ARGS__)
+#define FM_TRY(declaration, ...) \
+  FM_TRY_IMPL(FM_CONCAT(fm_result_, __COUNTER__), return, declaration, __VA_ARGS__)
 /// The same inside a coroutine.
 #define FM_CO_TRY(declaration, ...) \
   FM_TRY_IMPL(FM_CONCAT(fm_result_, __COUNTER__), co_return, declaration, __VA_ARGS__)
@@ -44,11 +44,11 @@ using Task = boost::asio::awaitable<Result<T>>;
   if (!name) leave name.error();                   \
   declaration = std::move(*name)
 /// For a Status: leaves with the error, or goes on.
-#define FM_CHECK(...)                                      \
-  do {                                                     \
+#define FM_CHECK(...)                                                         \
+  do {                                                                        \
     if (auto fm_status = (__VA_ARGS__); !fm_status) return fm_status.error(); \
   } while (false)
-#define FM_CO_CHECK(...)                                      \
-  do {                                                        \
+#define FM_CO_CHECK(...)                                                         \
+  do {                                                                           \
     if (auto fm_status = (__VA_ARGS__); !fm_status) co_return fm_status.error(); \
   } while (false)

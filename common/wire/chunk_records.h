@@ -13,7 +13,8 @@ inline constexpr std::size_t kChunkRecordBytes = 37;
 
 /// u32 index, u8 algorithm, 32 bytes digest, each; `refs` sorted by index.
 void append_chunk_records(std::string& out, const std::vector<ChunkRef>& refs);
-/// kBadMessage if the size is no multiple, indexes do not rise, or an algorithm is unknown (0, a hole, is allowed).
+/// kBadMessage if the size is no multiple, indexes do not rise, or an algorithm is unknown (0, a
+/// hole, is allowed).
 Result<std::vector<ChunkRef>> parse_chunk_records(ByteView bytes);
 
 }  // namespace fermata

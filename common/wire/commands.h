@@ -1,5 +1,6 @@
-// The replicated commands: what the primary puts into the log and every node applies. schema/command.capnp is
-// the form in the log, so it outlives programs: see the rule for its evolution there.
+// The replicated commands: what the primary puts into the log and every node applies.
+// schema/command.capnp is the form in the log, so it outlives programs: see the rule for its
+// evolution there.
 #pragma once
 
 #include <string>
@@ -21,29 +22,34 @@ struct OpenSessionCommand {
   std::string client_id, host, mount_point;
   bool operator==(const OpenSessionCommand&) const = default;
 };
-/// Ends sessions (lease over, or closed by the client): their orphans are released, their later commands fenced.
+/// Ends sessions (lease over, or closed by the client): their orphans are released, their later
+/// commands fenced.
 struct EndSessionsCommand {
   std::vector<SessionId> sessions;
   bool operator==(const EndSessionsCommand&) const = default;
 };
-/// A client's mutation. The primary has called back the leases of what it read; apply checks that it still is so.
+/// A client's mutation. The primary has called back the leases of what it read; apply checks that
+/// it still is so.
 struct MutateCommand {
   Mutation op;
-  std::string payload;              ///< of the request
-  /// What the names led to when the primary looked: another one at apply is kRetry. None: no such entry.
-  InodeId expected_inode;           ///< unlink, rmdir, rename: of the (old) name; create: of the existing entry
-  InodeId expected_target;          ///< rename: of the new name
-  std::vector<SessionId> open_in;   ///< sessions that have the inode open that loses its last link
+  std::string payload;  ///< of the request
+  /// What the names led to when the primary looked: another one at apply is kRetry. None: no such
+  /// entry.
+  InodeId
+      expected_inode;  ///< unlink, rmdir, rename: of the (old) name; create: of the existing entry
+  InodeId expected_target;         ///< rename: of the new name
+  std::vector<SessionId> open_in;  ///< sessions that have the inode open that loses its last link
   bool operator==(const MutateCommand&) const = default;
 };
 /// Every node digests its state at this index.
 struct DigestCommand {
   bool operator==(const DigestCommand&) const = default;
 };
-/// Forgets history of indexes up to this one; chunks that nothing refers to any more become garbage.
+/// Forgets history of indexes up to this one; chunks that nothing refers to any more become
+/// garbage.
 struct PruneHistoryCommand {
   LogIndex up_to;
-  std::uint32_t keys_max = 0;       ///< bound of work in one command
+  std::uint32_t keys_max = 0;  ///< bound of work in one command
   bool operator==(const PruneHistoryCommand&) const = default;
 };
 /// Deletes chunks that nothing refers to. Those that came to be referred to again stay.
@@ -54,26 +60,26 @@ struct DropChunksCommand {
 
 struct Command {
   VolumeId volume;
-  SessionId session;                ///< none for the primary's own
+  SessionId session;  ///< none for the primary's own
   Epoch epoch;
   Sequence sequence;
   Sequence answered_below;
-  Timestamp time;                   ///< the primary's clock: becomes ctime and "now"
+  Timestamp time;  ///< the primary's clock: becomes ctime and "now"
   Credentials cred;
-  std::variant<BootstrapCommand, OpenSessionCommand, EndSessionsCommand, MutateCommand, DigestCommand,
-               PruneHistoryCommand, DropChunksCommand>
+  std::variant<BootstrapCommand, OpenSessionCommand, EndSessionsCommand, MutateCommand,
+               DigestCommand, PruneHistoryCommand, DropChunksCommand>
       body;
 };
 
 /// What apply answers; also what the duplicate-request table keeps, so it stays small.
 struct CommandResult {
-  std::uint32_t error = 0;          ///< to_wire() form; 0 is success
-  InodeId inode;                    ///< created, linked, committed, changed, moved
-  InodeId removed;                  ///< lost a name
-  SessionId session;                ///< OpenSession
-  Epoch epoch;                      ///< OpenSession
-  Version version;                  ///< Commit
-  std::uint64_t count = 0;          ///< PruneHistory: keys done; DropChunks: dropped
+  std::uint32_t error = 0;  ///< to_wire() form; 0 is success
+  InodeId inode;            ///< created, linked, committed, changed, moved
+  InodeId removed;          ///< lost a name
+  SessionId session;        ///< OpenSession
+  Epoch epoch;              ///< OpenSession
+  Version version;          ///< Commit
+  std::uint64_t count = 0;  ///< PruneHistory: keys done; DropChunks: dropped
   bool operator==(const CommandResult&) const = default;
 };
 

@@ -1,5 +1,6 @@
-// The messages as bytes: `encode(message)` and `decode<Message>(bytes)`. A decoder returns kBadMessage for what is
-// malformed or out of its bounds, and kUnsupported for a union member of a newer version; never throws.
+// The messages as bytes: `encode(message)` and `decode<Message>(bytes)`. A decoder returns
+// kBadMessage for what is malformed or out of its bounds, and kUnsupported for a union member of a
+// newer version; never throws.
 #pragma once
 
 #include <string>

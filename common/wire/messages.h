@@ -1,5 +1,6 @@
 // Every message between clients and nodes, as plain structs. schema/*.capnp is the wire form and
-// the codecs beside this header translate (encode/decode); docs/PROTOCOL.md tells the conversations.
+// the codecs beside this header translate (encode/decode); docs/PROTOCOL.md tells the
+// conversations.
 //
 // Names in messages are single components: 1 to 255 bytes, no '/' or NUL, not "." or "..". Decoders
 // check that, and every length, count and enum value, so what leaves a decoder is well formed.
@@ -43,14 +44,15 @@ struct Attr {
   std::uint32_t nlink = 0;
   std::uint32_t uid = 0;
   std::uint32_t gid = 0;
-  std::uint64_t rdev = 0;           ///< device nodes: as st_rdev
-  std::uint64_t size_bytes = 0;     ///< regular: of `version`; symlink: of the target; directory: entries * 32
-  std::uint64_t allocated_bytes = 0;///< regular: without holes
+  std::uint64_t rdev = 0;  ///< device nodes: as st_rdev
+  std::uint64_t size_bytes =
+      0;  ///< regular: of `version`; symlink: of the target; directory: entries * 32
+  std::uint64_t allocated_bytes = 0;  ///< regular: without holes
   Timestamp atime, mtime, ctime, btime;
-  Version version;                  ///< regular files: of the content; 0 while it never had any (empty)
-  LogIndex change;                  ///< the log index that last changed anything here, entries and xattrs included
-  InodeId parent;                   ///< directories: of ".."; the root's is itself
-  std::string symlink_target;       ///< symlinks only
+  Version version;  ///< regular files: of the content; 0 while it never had any (empty)
+  LogIndex change;  ///< the log index that last changed anything here, entries and xattrs included
+  InodeId parent;   ///< directories: of ".."; the root's is itself
+  std::string symlink_target;  ///< symlinks only
   bool operator==(const Attr&) const = default;
 };
 
@@ -64,8 +66,9 @@ struct Credentials {
 };
 
 struct OpenSessionRequest {
-  std::string client_id;  ///< 16 to 64 characters, random, of this mount: a retry finds the same session
-  std::string host;       ///< for people: `fermata status`
+  std::string
+      client_id;     ///< 16 to 64 characters, random, of this mount: a retry finds the same session
+  std::string host;  ///< for people: `fermata status`
   std::string mount_point;
 };
 struct OpenSessionReply {
@@ -74,13 +77,13 @@ struct OpenSessionReply {
   std::uint32_t lease_ms = 0;  ///< the client's lease ends this long after it *sent* the request
   Term term;                   ///< of the answering primary
   ClusterId cluster;
-  std::vector<Member> members; ///< where chunks can be read and a new primary be found
+  std::vector<Member> members;  ///< where chunks can be read and a new primary be found
 };
 struct RenewSessionRequest {
   SessionId session;
   Epoch epoch;
-  /// The client has given up every lease stamped with an older term: the primary of this term need no longer treat
-  /// it as a holder of everything. 0: not yet.
+  /// The client has given up every lease stamped with an older term: the primary of this term need
+  /// no longer treat it as a holder of everything. 0: not yet.
   Term given_up_before;
 };
 struct RenewSessionReply {
@@ -102,10 +105,11 @@ struct CallbackRequest {
   Stamp stamp;  ///< a lease granted with a lower stamp that arrives later is void for these inodes
   struct Item {
     InodeId inode;
-    bool attributes = false;         ///< attributes, xattrs and (files) which version is the newest
-    bool all_entries = false;        ///< directories: every entry, every absence and the listing
-    std::vector<std::string> names;  ///< directories: these entries or absences, and that the listing is complete
-    bool asks_open = false;          ///< the inode is about to lose its last link: is it open here?
+    bool attributes = false;   ///< attributes, xattrs and (files) which version is the newest
+    bool all_entries = false;  ///< directories: every entry, every absence and the listing
+    std::vector<std::string>
+        names;  ///< directories: these entries or absences, and that the listing is complete
+    bool asks_open = false;  ///< the inode is about to lose its last link: is it open here?
     bool operator==(const Item&) const = default;
   };
   std::vector<Item> items;
@@ -146,14 +150,14 @@ struct GetAttrReply {
 struct ReadDirRequest {
   ReadHeader header;
   InodeId inode;
-  Cookie after;                   ///< 0: from the start. "." and ".." are the client's
-  std::uint32_t bytes_max = 0;    ///< of the answer, about
+  Cookie after;                 ///< 0: from the start. "." and ".." are the client's
+  std::uint32_t bytes_max = 0;  ///< of the answer, about
   bool with_attributes = false;
 };
 struct ReadDirReply {
   Stamp stamp;
-  bool entries_leased = false;    ///< the entries may be cached, and at `end` of a listing read wholly under one
-                                  ///< unbroken lease also that there are no others
+  bool entries_leased = false;  ///< the entries may be cached, and at `end` of a listing read
+                                ///< wholly under one unbroken lease also that there are no others
   bool end = false;
   Attr directory;
   bool directory_leased = false;
@@ -161,15 +165,15 @@ struct ReadDirReply {
     std::string name;
     InodeId inode;
     FileType type = FileType::kRegular;
-    Cookie cookie;                ///< go on after this one
-    std::optional<Attr> attr;     ///< with_attributes
-    bool leased = false;          ///< attr may be cached
+    Cookie cookie;             ///< go on after this one
+    std::optional<Attr> attr;  ///< with_attributes
+    bool leased = false;       ///< attr may be cached
   };
-  std::vector<Entry> entries;     ///< in cookie order
+  std::vector<Entry> entries;  ///< in cookie order
 };
 
-/// Chunk `index` of a file; a none id is a hole. In payloads: 37-byte records (u32 index, u8 algorithm, 32 bytes),
-/// little-endian, sorted by index (chunk_records.h).
+/// Chunk `index` of a file; a none id is a hole. In payloads: 37-byte records (u32 index, u8
+/// algorithm, 32 bytes), little-endian, sorted by index (chunk_records.h).
 struct ChunkRef {
   std::uint32_t index = 0;
   ChunkId id;
@@ -191,17 +195,21 @@ struct OpenReply {
   Stamp stamp;
   bool leased = false;
   Attr attr;
-  /// How the content of attr.version comes, unless it is `have` (kNone) or empty. The payload holds, in this order:
-  /// kInline: the bytes. kChunks: the patches' bytes one after the other, then chunk records from
-  /// index 0 up to the frame's limit.
-  enum class Content : std::uint8_t { kNone = 0, kInline = 1, kChunks = 2 } content = Content::kNone;
+  /// How the content of attr.version comes, unless it is `have` (kNone) or empty. The payload
+  /// holds, in this order: kInline: the bytes. kChunks: the patches' bytes one after the other,
+  /// then chunk records from index 0 up to the frame's limit.
+  enum class Content : std::uint8_t {
+    kNone = 0,
+    kInline = 1,
+    kChunks = 2
+  } content = Content::kNone;
   std::vector<Patch> patches;
   bool more_chunks = false;  ///< go on with kContent after the last record's index
 };
 struct ContentRequest {
   ReadHeader header;
   InodeId inode;
-  Version version;           ///< kTruncatedHistory if it is no longer kept
+  Version version;  ///< kTruncatedHistory if it is no longer kept
   std::uint32_t first_chunk = 0;
 };
 struct ContentReply {
@@ -222,13 +230,14 @@ struct StatFsRequest {
 struct StatFsReply {
   std::uint64_t total_bytes = 0;  ///< what the smallest majority of nodes could hold
   std::uint64_t free_bytes = 0;
-  std::uint64_t inodes = 0;       ///< in use
+  std::uint64_t inodes = 0;  ///< in use
 };
 
 // ---------------------------------------------------------------- mutations
 
-/// mknod, mkdir, symlink and the create half of open. The primary of the request has decided mode (umask applied)
-/// and owner; the setgid rule for the group is the state machine's (it knows the parent).
+/// mknod, mkdir, symlink and the create half of open. The primary of the request has decided mode
+/// (umask applied) and owner; the setgid rule for the group is the state machine's (it knows the
+/// parent).
 struct CreateOp {
   InodeId parent;
   std::string name;
@@ -263,7 +272,10 @@ struct RenameOp {
   std::string name;
   InodeId new_parent;
   std::string new_name;
-  enum Flags : std::uint32_t { kNoReplace = 1, kExchange = 2 };  ///< as renameat2(2); others are EINVAL
+  enum Flags : std::uint32_t {
+    kNoReplace = 1,
+    kExchange = 2
+  };  ///< as renameat2(2); others are EINVAL
   std::uint32_t flags = 0;
   bool target_open_here = false;  ///< the caller's mount has the replaced file open
   bool operator==(const RenameOp&) const = default;
@@ -301,15 +313,16 @@ struct CommitOp {
   InodeId inode;
   Version base;  ///< that the content was derived from
   enum class Kind : std::uint8_t { kInline = 1, kChunks = 2, kPatches = 3 } kind = Kind::kInline;
-  bool whole = false;           ///< does not build on base: always so for kInline
-  bool replace_newer = false;   ///< base is stale, put this version over the newer one and list the conflict; only if
-                                ///< whole. Without it a stale base is kStaleBase and changes nothing
+  bool whole = false;  ///< does not build on base: always so for kInline
+  bool replace_newer =
+      false;  ///< base is stale, put this version over the newer one and list the conflict; only if
+              ///< whole. Without it a stale base is kStaleBase and changes nothing
   std::uint64_t size_bytes = 0;
   std::vector<Patch> patches;
   Timestamp mtime;
   std::optional<Timestamp> atime;
-  bool clear_suid_sgid = false; ///< somebody without CAP_FSETID wrote
-  std::string path_hint;        ///< for the conflict list; may be empty
+  bool clear_suid_sgid = false;  ///< somebody without CAP_FSETID wrote
+  std::string path_hint;         ///< for the conflict list; may be empty
   bool operator==(const CommitOp&) const = default;
 };
 /// The session has closed its last handle of these unlinked inodes.
@@ -318,29 +331,32 @@ struct ReleaseOrphansOp {
   bool operator==(const ReleaseOrphansOp&) const = default;
 };
 
-using Mutation = std::variant<CreateOp, LinkOp, UnlinkOp, RmdirOp, RenameOp, SetAttrOp, SetXattrOp, RemoveXattrOp,
-                              CommitOp, ReleaseOrphansOp>;
+using Mutation = std::variant<CreateOp, LinkOp, UnlinkOp, RmdirOp, RenameOp, SetAttrOp, SetXattrOp,
+                              RemoveXattrOp, CommitOp, ReleaseOrphansOp>;
 
 struct MutationRequest {
   SessionId session;
   Epoch epoch;
-  Sequence sequence;        ///< a retry carries the same one
-  Sequence answered_below;  ///< answers to all lower ones have arrived: their results may be forgotten
+  Sequence sequence;  ///< a retry carries the same one
+  Sequence
+      answered_below;  ///< answers to all lower ones have arrived: their results may be forgotten
   Credentials cred;
   Mutation op;
 };
-/// The state after the mutation, as of when the answer was made. Fields that do not apply are absent.
+/// The state after the mutation, as of when the answer was made. Fields that do not apply are
+/// absent.
 struct MutationReply {
   Stamp stamp;
-  std::optional<Attr> attr;        ///< of the inode created, linked, changed, committed, renamed
+  std::optional<Attr> attr;  ///< of the inode created, linked, changed, committed, renamed
   bool leased = false;
-  std::optional<Attr> parent;      ///< of the (first) directory
-  bool parent_leased = false;      ///< also: the entry that the mutation made or removed may be cached
+  std::optional<Attr> parent;  ///< of the (first) directory
+  bool parent_leased = false;  ///< also: the entry that the mutation made or removed may be cached
   std::optional<Attr> new_parent;  ///< rename across directories
   bool new_parent_leased = false;
-  std::optional<Attr> removed;     ///< what lost a name: unlink, rmdir, a rename's target (nlink may be 0)
+  std::optional<Attr>
+      removed;  ///< what lost a name: unlink, rmdir, a rename's target (nlink may be 0)
   bool removed_leased = false;
-  Version version;                 ///< commit: the new version
+  Version version;  ///< commit: the new version
 };
 
 // ---------------------------------------------------------------- chunks
@@ -350,10 +366,10 @@ struct ChunkRequest {
   std::uint32_t size_bytes = 0;  ///< of the payload sent
 };
 struct ChunkList {
-  std::vector<ChunkId> ids;      ///< at most 1,000
+  std::vector<ChunkId> ids;  ///< at most 1,000
 };
 struct ChunkFlags {
-  std::vector<bool> flags;       ///< as asked
+  std::vector<bool> flags;  ///< as asked
 };
 
 // ---------------------------------------------------------------- node to node, operation
@@ -367,7 +383,7 @@ struct ReadSnapshotRequest {
 
 /// In the body of a kNotPrimary answer.
 struct PrimaryHint {
-  NodeId primary;       ///< none: unknown
+  NodeId primary;  ///< none: unknown
   std::string address;
   Term term;
 };
@@ -376,8 +392,8 @@ struct NodeStatus {
   NodeId node;
   std::string address;
   ClusterId cluster;
-  std::string version;   ///< of the program
-  std::string role;      ///< primary, backup, candidate, learner
+  std::string version;  ///< of the program
+  std::string role;     ///< primary, backup, candidate, learner
   Term term;
   NodeId primary;
   LogIndex first, last, commit, applied;
@@ -387,27 +403,29 @@ struct NodeStatus {
     LogIndex match;
     bool active = false;
   };
-  std::vector<Peer> peers;        ///< at the primary: how far each one is
+  std::vector<Peer> peers;  ///< at the primary: how far each one is
   std::uint64_t chunk_count = 0;
   std::uint64_t chunk_bytes = 0;
-  std::uint64_t chunks_missing = 0;   ///< referenced here and not yet fetched
-  std::uint64_t chunks_corrupt = 0;   ///< found since the start (and repaired from a peer where possible)
+  std::uint64_t chunks_missing = 0;  ///< referenced here and not yet fetched
+  std::uint64_t chunks_corrupt =
+      0;  ///< found since the start (and repaired from a peer where possible)
   std::uint64_t session_count = 0;
   std::uint64_t inode_count = 0;
   std::uint64_t disk_total_bytes = 0;
   std::uint64_t disk_free_bytes = 0;
   std::uint64_t uptime_ms = 0;
-  std::map<std::string, std::uint64_t> counters;  ///< RPCs by method, malformed frames, callbacks, ...
+  std::map<std::string, std::uint64_t>
+      counters;  ///< RPCs by method, malformed frames, callbacks, ...
 };
 struct DigestRequest {
-  LogIndex at;           ///< 0: the primary orders a digest through the log and answers with its index
+  LogIndex at;  ///< 0: the primary orders a digest through the log and answers with its index
 };
 struct DigestReply {
   LogIndex at;
-  std::string digest;    ///< hexadecimal; of the whole replicated state at that index
+  std::string digest;  ///< hexadecimal; of the whole replicated state at that index
 };
 struct TransferRequest {
-  NodeId to;             ///< none: the best one
+  NodeId to;  ///< none: the best one
 };
 struct SessionList {
   struct Session {

@@ -1,0 +1,169 @@
+#include "common/wire/command_codec.h"
+
+#include "common/wire/shapes.h"
+#include "schema/command.capnp.h"
+
+namespace fermata {
+namespace {
+
+using wire::blob;
+
+constexpr std::size_t kPayloadMax = 16U << 20;
+
+struct BodyWriter {
+  schema::Command::Builder out;
+
+  void operator()(const BootstrapCommand& body) {
+    auto b = out.initBootstrap();
+    b.setCluster(blob(body.cluster.bytes.data(), body.cluster.bytes.size()));
+    b.setRootUid(body.root_uid);
+    b.setRootGid(body.root_gid);
+    b.setRootMode(body.root_mode);
+  }
+  void operator()(const OpenSessionCommand& body) {
+    auto b = out.initOpenSession();
+    b.setClientId(body.client_id);
+    b.setHost(body.host);
+    b.setMountPoint(body.mount_point);
+  }
+  void operator()(const EndSessionsCommand& body) {
+    wire::write_ids(out.initEndSessions(static_cast<unsigned>(body.sessions.size())),
+                    body.sessions);
+  }
+  void operator()(const MutateCommand& body) {
+    auto b = out.initMutate();
+    wire::write(b.initOp(), body.op);
+    if (!body.payload.empty()) b.setPayload(blob(body.payload));
+    b.setExpectedInode(body.expected_inode.value());
+    b.setExpectedTarget(body.expected_target.value());
+    if (!body.open_in.empty())
+      wire::write_ids(b.initOpenIn(static_cast<unsigned>(body.open_in.size())), body.open_in);
+  }
+  void operator()(const DigestCommand&) { out.setDigest(); }
+  void operator()(const PruneHistoryCommand& body) {
+    auto b = out.initPruneHistory();
+    b.setUpTo(body.up_to.value());
+    b.setKeysMax(body.keys_max);
+  }
+  void operator()(const DropChunksCommand& body) {
+    out.setDropChunks(blob(wire::pack_chunk_ids(body.chunks)));
+  }
+};
+
+Result<BootstrapCommand> read_bootstrap(schema::Command::Bootstrap::Reader in) {
+  BootstrapCommand body;
+  FM_TRY(body.cluster, wire::read_cluster(in.getCluster()));
+  body.root_uid = in.getRootUid();
+  body.root_gid = in.getRootGid();
+  body.root_mode = in.getRootMode();
+  return body;
+}
+Result<OpenSessionCommand> read_open_session(schema::Command::OpenSession::Reader in) {
+  OpenSessionCommand body;
+  FM_TRY(body.client_id, wire::read_text(in.getClientId(), 64));
+  FM_TRY(body.host, wire::read_text(in.getHost(), 255));
+  FM_TRY(body.mount_point, wire::read_text(in.getMountPoint()));
+  return body;
+}
+Result<MutateCommand> read_mutate(schema::Command::Mutate::Reader in) {
+  MutateCommand body;
+  FM_TRY(body.op, wire::read(in.getOp()));
+  FM_TRY(body.payload, wire::read_bytes(in.getPayload(), kPayloadMax));
+  body.expected_inode = InodeId(in.getExpectedInode());
+  body.expected_target = InodeId(in.getExpectedTarget());
+  FM_TRY(body.open_in, wire::read_ids<SessionId>(in.getOpenIn()));
+  return body;
+}
+
+Result<Command> read_command(schema::Command::Reader in) {
+  Command command;
+  command.volume = VolumeId(in.getVolume());
+  command.session = SessionId(in.getSession());
+  command.epoch = Epoch(in.getEpoch());
+  command.sequence = Sequence(in.getSequence());
+  command.answered_below = Sequence(in.getAnsweredBelow());
+  FM_TRY(command.time, wire::read(in.getTime()));
+  FM_TRY(command.cred, wire::read(in.getCred()));
+  switch (in.which()) {
+    case schema::Command::BOOTSTRAP: {
+      FM_TRY(command.body, read_bootstrap(in.getBootstrap()));
+      return command;
+    }
+    case schema::Command::OPEN_SESSION: {
+      FM_TRY(command.body, read_open_session(in.getOpenSession()));
+      return command;
+    }
+    case schema::Command::END_SESSIONS: {
+      FM_TRY(auto sessions, wire::read_ids<SessionId>(in.getEndSessions()));
+      command.body = EndSessionsCommand{std::move(sessions)};
+      return command;
+    }
+    case schema::Command::MUTATE: {
+      FM_TRY(command.body, read_mutate(in.getMutate()));
+      return command;
+    }
+    case schema::Command::DIGEST:
+      command.body = DigestCommand{};
+      return command;
+    case schema::Command::PRUNE_HISTORY:
+      command.body = PruneHistoryCommand{LogIndex(in.getPruneHistory().getUpTo()),
+                                         in.getPruneHistory().getKeysMax()};
+      return command;
+    case schema::Command::DROP_CHUNKS: {
+      FM_TRY(auto chunks, wire::unpack_chunk_ids(in.getDropChunks(), wire::kIdsMax));
+      command.body = DropChunksCommand{std::move(chunks)};
+      return command;
+    }
+  }
+  return Errc::kUnsupported;
+}
+
+}  // namespace
+
+std::string encode(const Command& command) {
+  wire::Writer<schema::Command> writer;
+  auto out = writer.root();
+  out.setVolume(command.volume.value());
+  out.setSession(command.session.value());
+  out.setEpoch(command.epoch.value());
+  out.setSequence(command.sequence.value());
+  out.setAnsweredBelow(command.answered_below.value());
+  wire::write(out.initTime(), command.time);
+  wire::write(out.initCred(), command.cred);
+  std::visit(BodyWriter{out}, command.body);
+  return writer.finish();
+}
+
+Result<Command> decode_command(ByteView bytes) {
+  return wire::decode_message<schema::Command>(bytes, read_command);
+}
+
+std::string encode(const CommandResult& result) {
+  wire::Writer<schema::CommandResult> writer;
+  auto out = writer.root();
+  out.setError(result.error);
+  out.setInode(result.inode.value());
+  out.setRemoved(result.removed.value());
+  out.setSession(result.session.value());
+  out.setEpoch(result.epoch.value());
+  out.setVersion(result.version.value());
+  out.setCount(result.count);
+  return writer.finish();
+}
+
+Result<CommandResult> decode_command_result(ByteView bytes) {
+  return wire::decode_message<schema::CommandResult>(
+      bytes, [](schema::CommandResult::Reader in) -> Result<CommandResult> {
+        CommandResult result;
+        result.error = in.getError();
+        result.inode = InodeId(in.getInode());
+        result.removed = InodeId(in.getRemoved());
+        result.session = SessionId(in.getSession());
+        result.epoch = Epoch(in.getEpoch());
+        result.version = Version(in.getVersion());
+        result.count = in.getCount();
+        return result;
+      });
+}
+
+}  // namespace fermata

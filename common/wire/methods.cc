@@ -1,0 +1,59 @@
+#include "common/wire/methods.h"
+
+namespace fermata {
+
+const char* to_string(Method method) {
+  switch (method) {
+    case Method::kOpenSession:
+      return "open_session";
+    case Method::kRenewSession:
+      return "renew_session";
+    case Method::kCloseSession:
+      return "close_session";
+    case Method::kBindCallbacks:
+      return "bind_callbacks";
+    case Method::kCallback:
+      return "callback";
+    case Method::kLookup:
+      return "lookup";
+    case Method::kGetAttr:
+      return "getattr";
+    case Method::kReadDir:
+      return "readdir";
+    case Method::kOpen:
+      return "open";
+    case Method::kContent:
+      return "content";
+    case Method::kGetXattrs:
+      return "getxattrs";
+    case Method::kStatFs:
+      return "statfs";
+    case Method::kMutate:
+      return "mutate";
+    case Method::kQueryChunks:
+      return "query_chunks";
+    case Method::kPutChunk:
+      return "put_chunk";
+    case Method::kGetChunk:
+      return "get_chunk";
+    case Method::kReplicateChunk:
+      return "replicate_chunk";
+    case Method::kHasChunks:
+      return "has_chunks";
+    case Method::kRaft:
+      return "raft";
+    case Method::kReadSnapshot:
+      return "read_snapshot";
+    case Method::kStatus:
+      return "status";
+    case Method::kDigest:
+      return "digest";
+    case Method::kTransferPrimary:
+      return "transfer_primary";
+    case Method::kSessions:
+      return "sessions";
+  }
+  return "unknown";
+}
+
+}  // namespace fermata

@@ -1,0 +1,247 @@
+// The union of mutations, which requests and log commands share.
+#include "common/wire/shapes.h"
+
+namespace fermata::wire {
+namespace {
+
+using schema::Mutation;
+
+void write(schema::OptionalTimestamp::Builder out, const std::optional<Timestamp>& value) {
+  if (value) wire::write(out.initSome(), *value);
+}
+void write(schema::OptionalUInt32::Builder out, const std::optional<std::uint32_t>& value) {
+  if (value) out.setSome(*value);
+}
+Result<std::optional<Timestamp>> read_optional(schema::OptionalTimestamp::Reader in) {
+  if (!in.isSome()) return std::optional<Timestamp>{};
+  FM_TRY(const Timestamp value, read(in.getSome()));
+  return std::optional(value);
+}
+std::optional<std::uint32_t> read_optional(schema::OptionalUInt32::Reader in) {
+  return in.isSome() ? std::optional(in.getSome()) : std::nullopt;
+}
+
+struct OpWriter {
+  schema::Mutation::Builder out;
+
+  void operator()(const CreateOp& op) {
+    auto b = out.initCreate();
+    b.setParent(op.parent.value());
+    b.setName(blob(op.name));
+    b.setType(static_cast<std::uint8_t>(op.type));
+    b.setMode(op.mode);
+    b.setUid(op.uid);
+    b.setGid(op.gid);
+    b.setRdev(op.rdev);
+    if (!op.symlink_target.empty()) b.setSymlinkTarget(blob(op.symlink_target));
+    b.setExclusive(op.exclusive);
+  }
+  void operator()(const LinkOp& op) {
+    auto b = out.initLink();
+    b.setInode(op.inode.value());
+    b.setParent(op.parent.value());
+    b.setName(blob(op.name));
+  }
+  void operator()(const UnlinkOp& op) {
+    auto b = out.initUnlink();
+    b.setParent(op.parent.value());
+    b.setName(blob(op.name));
+    b.setOpenHere(op.open_here);
+  }
+  void operator()(const RmdirOp& op) {
+    auto b = out.initRmdir();
+    b.setParent(op.parent.value());
+    b.setName(blob(op.name));
+  }
+  void operator()(const RenameOp& op) {
+    auto b = out.initRename();
+    b.setParent(op.parent.value());
+    b.setName(blob(op.name));
+    b.setNewParent(op.new_parent.value());
+    b.setNewName(blob(op.new_name));
+    b.setFlags(op.flags);
+    b.setTargetOpenHere(op.target_open_here);
+  }
+  void operator()(const SetAttrOp& op) {
+    auto b = out.initSetAttr();
+    b.setInode(op.inode.value());
+    write(b.initMode(), op.mode);
+    write(b.initUid(), op.uid);
+    write(b.initGid(), op.gid);
+    write(b.initAtime(), op.atime);
+    write(b.initMtime(), op.mtime);
+    b.setAtimeNow(op.atime_now);
+    b.setMtimeNow(op.mtime_now);
+    b.setClearSuidSgid(op.clear_suid_sgid);
+  }
+  void operator()(const SetXattrOp& op) {
+    auto b = out.initSetXattr();
+    b.setInode(op.inode.value());
+    b.setName(blob(op.name));
+    b.setValue(blob(op.value));
+    b.setFlags(op.flags);
+  }
+  void operator()(const RemoveXattrOp& op) {
+    auto b = out.initRemoveXattr();
+    b.setInode(op.inode.value());
+    b.setName(blob(op.name));
+  }
+  void operator()(const CommitOp& op) {
+    auto b = out.initCommit();
+    b.setInode(op.inode.value());
+    b.setBase(op.base.value());
+    b.setKind(static_cast<std::uint8_t>(op.kind));
+    b.setWhole(op.whole);
+    b.setReplaceNewer(op.replace_newer);
+    b.setSizeBytes(op.size_bytes);
+    if (!op.patches.empty()) {
+      auto patches = b.initPatches(static_cast<unsigned>(op.patches.size()));
+      for (unsigned i = 0; i < op.patches.size(); ++i) wire::write(patches[i], op.patches[i]);
+    }
+    wire::write(b.initMtime(), op.mtime);
+    write(b.initAtime(), op.atime);
+    b.setClearSuidSgid(op.clear_suid_sgid);
+    if (!op.path_hint.empty()) b.setPathHint(blob(op.path_hint));
+  }
+  void operator()(const ReleaseOrphansOp& op) {
+    write_ids(out.initReleaseOrphans().initInodes(static_cast<unsigned>(op.inodes.size())),
+              op.inodes);
+  }
+};
+
+Result<CreateOp> read_create(Mutation::Create::Reader in) {
+  CreateOp op;
+  op.parent = InodeId(in.getParent());
+  FM_TRY(op.name, read_name(in.getName()));
+  FM_TRY(op.type, read_file_type(in.getType()));
+  op.mode = in.getMode();
+  if ((op.mode & ~07777U) != 0) return Errc::kBadMessage;
+  op.uid = in.getUid();
+  op.gid = in.getGid();
+  op.rdev = in.getRdev();
+  FM_TRY(op.symlink_target, read_bytes(in.getSymlinkTarget(), kSymlinkMax));
+  if ((op.type == FileType::kSymlink) == op.symlink_target.empty()) return Errc::kBadMessage;
+  if (op.symlink_target.find('\0') != std::string::npos) return Errc::kBadMessage;
+  op.exclusive = in.getExclusive();
+  return op;
+}
+Result<LinkOp> read_link(Mutation::Link::Reader in) {
+  LinkOp op{InodeId(in.getInode()), InodeId(in.getParent()), {}};
+  FM_TRY(op.name, read_name(in.getName()));
+  return op;
+}
+Result<UnlinkOp> read_unlink(Mutation::Unlink::Reader in) {
+  UnlinkOp op{InodeId(in.getParent()), {}, in.getOpenHere()};
+  FM_TRY(op.name, read_name(in.getName()));
+  return op;
+}
+Result<RmdirOp> read_rmdir(Mutation::Rmdir::Reader in) {
+  RmdirOp op{InodeId(in.getParent()), {}};
+  FM_TRY(op.name, read_name(in.getName()));
+  return op;
+}
+Result<RenameOp> read_rename(Mutation::Rename::Reader in) {
+  RenameOp op;
+  op.parent = InodeId(in.getParent());
+  FM_TRY(op.name, read_name(in.getName()));
+  op.new_parent = InodeId(in.getNewParent());
+  FM_TRY(op.new_name, read_name(in.getNewName()));
+  op.flags = in.getFlags();
+  op.target_open_here = in.getTargetOpenHere();
+  return op;
+}
+Result<SetAttrOp> read_setattr(Mutation::SetAttr::Reader in) {
+  SetAttrOp op;
+  op.inode = InodeId(in.getInode());
+  op.mode = read_optional(in.getMode());
+  if (op.mode && (*op.mode & ~07777U) != 0) return Errc::kBadMessage;
+  op.uid = read_optional(in.getUid());
+  op.gid = read_optional(in.getGid());
+  FM_TRY(op.atime, read_optional(in.getAtime()));
+  FM_TRY(op.mtime, read_optional(in.getMtime()));
+  op.atime_now = in.getAtimeNow();
+  op.mtime_now = in.getMtimeNow();
+  op.clear_suid_sgid = in.getClearSuidSgid();
+  return op;
+}
+Result<std::string> read_xattr_name(capnp::Data::Reader in) {
+  FM_TRY(std::string name, read_bytes(in, kNameMax));
+  if (name.empty() || name.find('\0') != std::string::npos) return Errc::kBadMessage;
+  return name;
+}
+Result<SetXattrOp> read_setxattr(Mutation::SetXattr::Reader in) {
+  SetXattrOp op;
+  op.inode = InodeId(in.getInode());
+  FM_TRY(op.name, read_xattr_name(in.getName()));
+  FM_TRY(op.value, read_bytes(in.getValue(), kXattrValueMax));
+  op.flags = in.getFlags();
+  return op;
+}
+Result<RemoveXattrOp> read_removexattr(Mutation::RemoveXattr::Reader in) {
+  RemoveXattrOp op{InodeId(in.getInode()), {}};
+  FM_TRY(op.name, read_xattr_name(in.getName()));
+  return op;
+}
+Result<CommitOp> read_commit(Mutation::Commit::Reader in) {
+  CommitOp op;
+  op.inode = InodeId(in.getInode());
+  op.base = Version(in.getBase());
+  if (in.getKind() < 1 || in.getKind() > 3) return Errc::kUnsupported;
+  op.kind = static_cast<CommitOp::Kind>(in.getKind());
+  op.whole = in.getWhole();
+  op.replace_newer = in.getReplaceNewer();
+  op.size_bytes = in.getSizeBytes();
+  if (op.size_bytes > static_cast<std::uint64_t>(INT64_MAX)) return Errc::kBadMessage;
+  FM_TRY(op.patches, read(in.getPatches()));
+  if (op.patches.empty() == (op.kind == CommitOp::Kind::kPatches)) return Errc::kBadMessage;
+  FM_TRY(op.mtime, read(in.getMtime()));
+  FM_TRY(op.atime, read_optional(in.getAtime()));
+  op.clear_suid_sgid = in.getClearSuidSgid();
+  FM_TRY(op.path_hint, read_bytes(in.getPathHint(), kTextMax));
+  return op;
+}
+Result<ReleaseOrphansOp> read_release(Mutation::ReleaseOrphans::Reader in) {
+  ReleaseOrphansOp op;
+  FM_TRY(op.inodes, read_ids<InodeId>(in.getInodes()));
+  return op;
+}
+
+template <class Op>
+Result<fermata::Mutation> wrap(Result<Op> op) {
+  if (!op) return op.error();
+  return fermata::Mutation(std::move(*op));
+}
+
+}  // namespace
+
+void write(schema::Mutation::Builder out, const fermata::Mutation& value) {
+  std::visit(OpWriter{out}, value);
+}
+
+Result<fermata::Mutation> read(schema::Mutation::Reader in) {
+  switch (in.which()) {
+    case Mutation::CREATE:
+      return wrap(read_create(in.getCreate()));
+    case Mutation::LINK:
+      return wrap(read_link(in.getLink()));
+    case Mutation::UNLINK:
+      return wrap(read_unlink(in.getUnlink()));
+    case Mutation::RMDIR:
+      return wrap(read_rmdir(in.getRmdir()));
+    case Mutation::RENAME:
+      return wrap(read_rename(in.getRename()));
+    case Mutation::SET_ATTR:
+      return wrap(read_setattr(in.getSetAttr()));
+    case Mutation::SET_XATTR:
+      return wrap(read_setxattr(in.getSetXattr()));
+    case Mutation::REMOVE_XATTR:
+      return wrap(read_removexattr(in.getRemoveXattr()));
+    case Mutation::COMMIT:
+      return wrap(read_commit(in.getCommit()));
+    case Mutation::RELEASE_ORPHANS:
+      return wrap(read_release(in.getReleaseOrphans()));
+  }
+  return Errc::kUnsupported;
+}
+
+}  // namespace fermata::wire

@@ -1,0 +1,209 @@
+#include "common/wire/message_codec.h"
+
+#include <catch2/catch_test_macros.hpp>
+
+#include "common/base/checksum.h"
+#include "common/env/random.h"
+#include "common/wire/chunk_records.h"
+#include "common/wire/command_codec.h"
+#include "test/support/print.h"
+
+namespace fermata {
+namespace {
+
+Attr sample_attr() {
+  Attr attr;
+  attr.inode = InodeId(77);
+  attr.type = FileType::kSymlink;
+  attr.mode = 0751;
+  attr.nlink = 3;
+  attr.uid = 1000;
+  attr.gid = 1001;
+  attr.rdev = 5;
+  attr.size_bytes = 1ULL << 40;
+  attr.allocated_bytes = 4096;
+  attr.atime = {-5, 999'999'999};
+  attr.mtime = {1'700'000'000, 1};
+  attr.ctime = {5'000'000'000, 0};
+  attr.btime = {1, 2};
+  attr.version = Version(9);
+  attr.change = LogIndex(12);
+  attr.parent = InodeId(1);
+  attr.symlink_target = "../somewhere";
+  return attr;
+}
+
+std::vector<Mutation> sample_mutations() {
+  CreateOp create{InodeId(1), "name\xff", FileType::kSymlink, 04755, 1, 2, 3, "target", true};
+  SetAttrOp setattr;
+  setattr.inode = InodeId(4);
+  setattr.mode = 0644;
+  setattr.gid = 0;
+  setattr.mtime = Timestamp{-1, 5};
+  setattr.atime_now = true;
+  CommitOp commit;
+  commit.inode = InodeId(6);
+  commit.base = Version(2);
+  commit.kind = CommitOp::Kind::kPatches;
+  commit.size_bytes = 1 << 20;
+  commit.patches = {{4096, 100}, {0, 1}};
+  commit.mtime = {7, 8};
+  commit.path_hint = "a/b";
+  return {create,
+          LinkOp{InodeId(2), InodeId(1), "x"},
+          UnlinkOp{InodeId(1), "x", true},
+          RmdirOp{InodeId(1), "d"},
+          RenameOp{InodeId(1), "a", InodeId(2), "b", RenameOp::kExchange, true},
+          setattr,
+          SetXattrOp{InodeId(1), "user.x", std::string("\0v", 2), SetXattrOp::kCreate},
+          RemoveXattrOp{InodeId(1), "user.x"},
+          commit,
+          ReleaseOrphansOp{{InodeId(1), InodeId(5)}}};
+}
+
+TEST_CASE("codec: every mutation survives request and command", "[wire]") {
+  for (const Mutation& op : sample_mutations()) {
+    CAPTURE(op.index());
+    MutationRequest request{SessionId(3), Epoch(1), Sequence(9), Sequence(8), {1, 2, {3, 4}}, op};
+    const auto back = decode<MutationRequest>(encode(request));
+    REQUIRE(back);
+    CHECK(back->op == op);
+    CHECK(back->cred == request.cred);
+    CHECK(back->sequence == Sequence(9));
+
+    Command command;
+    command.session = SessionId(3);
+    command.time = {5, 6};
+    command.body = MutateCommand{op, "payload", InodeId(1), InodeId(2), {SessionId(1)}};
+    const std::string bytes = encode(command);
+    const auto again = decode_command(as_bytes(bytes));
+    REQUIRE(again);
+    CHECK(std::get<MutateCommand>(again->body) == std::get<MutateCommand>(command.body));
+    CHECK(again->time == command.time);
+    CHECK(encode(*again) == bytes);  // the log's bytes do not depend on who wrote them
+  }
+}
+
+TEST_CASE("codec: commands of the primary survive", "[wire]") {
+  Command command;
+  const auto round_trip = [&] {
+    const std::string bytes = encode(command);
+    const auto back = decode_command(as_bytes(bytes));
+    REQUIRE(back);
+    CHECK(back->body.index() == command.body.index());
+    CHECK(encode(*back) == bytes);
+  };
+  ClusterId cluster;
+  cluster.bytes.fill(7);
+  command.body = BootstrapCommand{cluster, 1, 2, 0700};
+  round_trip();
+  command.body = OpenSessionCommand{"0123456789abcdef", "host", "/mnt"};
+  round_trip();
+  command.body = EndSessionsCommand{{SessionId(4)}};
+  round_trip();
+  command.body = DigestCommand{};
+  round_trip();
+  command.body = PruneHistoryCommand{LogIndex(4), 100};
+  round_trip();
+  command.body = DropChunksCommand{{chunk_id_of(as_bytes("x"))}};
+  round_trip();
+}
+
+TEST_CASE("codec: answers survive", "[wire]") {
+  const Attr attr = sample_attr();
+  const auto lookup = decode<LookupReply>(encode(LookupReply{Stamp(5), true, false, attr}));
+  REQUIRE(lookup);
+  CHECK(lookup->attr == attr);
+  CHECK(decode<LookupReply>(encode(LookupReply{Stamp(5), true, false, {}}))->attr == std::nullopt);
+
+  ReadDirReply listing;
+  listing.stamp = Stamp(6);
+  listing.end = true;
+  listing.directory = attr;
+  listing.entries.push_back({"n", InodeId(3), FileType::kRegular, Cookie(4), attr, true});
+  listing.entries.push_back({"m", InodeId(4), FileType::kDirectory, Cookie(9), {}, false});
+  const auto dir = decode<ReadDirReply>(encode(listing));
+  REQUIRE(dir);
+  REQUIRE(dir->entries.size() == 2);
+  CHECK(dir->entries[0].attr == attr);
+  CHECK(dir->entries[1].cookie == Cookie(9));
+
+  MutationReply mutation;
+  mutation.attr = attr;
+  mutation.removed = attr;
+  mutation.version = Version(4);
+  const auto reply = decode<MutationReply>(encode(mutation));
+  REQUIRE(reply);
+  CHECK(reply->attr == attr);
+  CHECK(!reply->parent);
+  CHECK(reply->removed == attr);
+
+  CallbackRequest callback{Stamp(8), {{InodeId(1), true, false, {"a", "b"}, true}}};
+  CHECK(decode<CallbackRequest>(encode(callback))->items == callback.items);
+  GetXattrsReply xattrs{Stamp(1), true, {{"user.a", "1"}, {"user.b", ""}}};
+  CHECK(decode<GetXattrsReply>(encode(xattrs))->xattrs == xattrs.xattrs);
+  NodeStatus status;
+  status.role = "primary";
+  status.counters["x"] = 4;
+  status.members = {{NodeId(1), "127.0.0.1:1", true}};
+  CHECK(decode<NodeStatus>(encode(status))->members == status.members);
+}
+
+TEST_CASE("codec: names that are no components are refused", "[wire]") {
+  for (const std::string& name :
+       {std::string(), std::string("."), std::string(".."), std::string("a/b"),
+        std::string("a\0b", 3), std::string(256, 'x')}) {
+    LookupRequest request;
+    request.name = name;
+    CHECK(decode<LookupRequest>(encode(request)).error() == Errc::kBadMessage);
+  }
+}
+
+TEST_CASE("codec: truncated and mutated bytes give an error or a well-formed value, never a crash",
+          "[wire]") {
+  SeededRandom random(42);
+  std::vector<std::string> seeds;
+  for (const Mutation& op : sample_mutations()) {
+    Command command;
+    command.body = MutateCommand{op, "payload", {}, {}, {SessionId(1)}};
+    seeds.push_back(encode(command));
+    seeds.push_back(encode(
+        MutationRequest{SessionId(3), Epoch(1), Sequence(9), Sequence(8), {1, 2, {3, 4}}, op}));
+  }
+  ReadDirReply listing;
+  listing.entries.push_back({"n", InodeId(3), FileType::kRegular, Cookie(4), sample_attr(), true});
+  seeds.push_back(encode(listing));
+  int accepted = 0;
+  int refused = 0;
+  for (int round = 0; round < 20'000; ++round) {
+    std::string bytes = seeds[random.below(seeds.size())];
+    if (random.chance(1, 4)) bytes.resize(random.below(bytes.size() + 1));
+    for (std::uint64_t n = random.below(4); n != 0 && !bytes.empty(); --n)
+      bytes[random.below(bytes.size())] = static_cast<char>(random.next());
+    const auto command = decode_command(as_bytes(bytes));
+    const auto request = decode<MutationRequest>(bytes);
+    const auto dir = decode<ReadDirReply>(bytes);
+    const auto status = decode<NodeStatus>(bytes);
+    (command || request || dir || status ? accepted : refused)++;
+    if (request) {
+      if (const auto* op = std::get_if<CreateOp>(&request->op)) CHECK(is_valid_name(op->name));
+    }
+  }
+  CHECK(accepted > 100);
+  CHECK(refused > 100);
+}
+
+TEST_CASE("chunk records: round trip; disorder and odd sizes are refused", "[wire]") {
+  const std::vector<ChunkRef> refs = {
+      {0, chunk_id_of(as_bytes("a"))}, {5, {}}, {6, chunk_id_of(as_bytes("b"))}};
+  std::string bytes;
+  append_chunk_records(bytes, refs);
+  CHECK(bytes.size() == 3 * kChunkRecordBytes);
+  CHECK(*parse_chunk_records(as_bytes(bytes)) == refs);
+  CHECK(!parse_chunk_records(as_bytes(bytes).first(40)));
+  std::string twice = bytes + bytes;
+  CHECK(!parse_chunk_records(as_bytes(twice)));
+}
+
+}  // namespace
+}  // namespace fermata
