@@ -1,0 +1,321 @@
+#include "serverd/lease/lease_table.h"
+
+#include <algorithm>
+#include <unordered_set>
+
+#include "common/base/assert.h"
+
+namespace fermata::serverd {
+namespace {
+
+template <class Holders>
+auto find_holder(Holders& holders, SessionId session) {
+  return std::find_if(holders.begin(), holders.end(),
+                      [&](const auto& holder) { return holder.session == session; });
+}
+
+constexpr Stamp kEver{~0ULL};
+
+/// Answering an item ends the lease, unless it is a directory's of which the rest stays cached.
+bool ends_lease(const CallbackRequest::Item& item) {
+  return item.asks_open || (item.attributes && item.all_entries);
+}
+
+}  // namespace
+
+bool LeaseTable::Inode::unused() const {
+  return holders.empty() && openers.empty() && pending_attributes == 0 && pending_entries == 0 &&
+         pending_last_link == 0 && pending_names.empty();
+}
+
+LeaseTable::LeaseTable() : LeaseTable(Options{}) {}
+LeaseTable::LeaseTable(Options options) : options_(options) {}
+
+// ---------------------------------------------------------------- sessions
+
+void LeaseTable::start_term(Term term, const std::vector<SessionId>& live) {
+  term_ = term;
+  stamp_count_ = 0;
+  lease_count_ = 0;
+  inodes_.clear();
+  sessions_.clear();
+  for (const SessionId id : live) {
+    auto& session = sessions_[id];
+    session.wildcard = true;
+    session.untracked = true;
+  }
+}
+
+void LeaseTable::add_session(SessionId session) { sessions_.try_emplace(session); }
+
+void LeaseTable::given_up(SessionId session) {
+  if (const auto it = sessions_.find(session); it != sessions_.end()) it->second.wildcard = false;
+}
+
+void LeaseTable::remove_session(SessionId id) {
+  const auto it = sessions_.find(id);
+  if (it == sessions_.end()) return;
+  for (const InodeId inode : it->second.order) {
+    Inode* state = find(inode);
+    if (state == nullptr) continue;
+    lease_count_ -= std::erase_if(state->holders, [&](const Holder& h) { return h.session == id; });
+    drop_if_unused(inode);
+  }
+  // Openers are in nobody's order: they are few.
+  const bool opens = it->second.opens != 0;
+  sessions_.erase(it);
+  for (auto each = inodes_.begin(); opens && each != inodes_.end();) {
+    std::erase_if(each->second.openers, [&](const Holder& h) { return h.session == id; });
+    each = each->second.unused() ? inodes_.erase(each) : std::next(each);
+  }
+}
+
+bool LeaseTable::has_session(SessionId session) const { return sessions_.contains(session); }
+
+bool LeaseTable::is_wildcard(SessionId session) const {
+  const auto it = sessions_.find(session);
+  return it != sessions_.end() && it->second.wildcard;
+}
+
+std::size_t LeaseTable::leases_of(SessionId session) const {
+  const auto it = sessions_.find(session);
+  return it == sessions_.end() ? 0 : it->second.leases;
+}
+
+Stamp LeaseTable::next_stamp() { return make_stamp(term_, ++stamp_count_); }
+
+// ---------------------------------------------------------------- grants
+
+LeaseTable::Inode* LeaseTable::find(InodeId inode) {
+  const auto it = inodes_.find(inode);
+  return it == inodes_.end() ? nullptr : &it->second;
+}
+
+const LeaseTable::Inode* LeaseTable::find(InodeId inode) const {
+  const auto it = inodes_.find(inode);
+  return it == inodes_.end() ? nullptr : &it->second;
+}
+
+void LeaseTable::drop_if_unused(InodeId inode) {
+  const auto it = inodes_.find(inode);
+  if (it != inodes_.end() && it->second.unused()) inodes_.erase(it);
+}
+
+bool LeaseTable::hold(SessionId id, InodeId inode, Inode& state) {
+  const auto it = sessions_.find(id);
+  FM_ASSERT(it != sessions_.end());
+  Session& session = it->second;
+  const Stamp now = make_stamp(term_, stamp_count_);
+  if (const auto holder = find_holder(state.holders, id); holder != state.holders.end()) {
+    holder->granted = now;
+    return true;
+  }
+  if (session.leases >= options_.leases_per_session + options_.leases_per_session / 4) return false;
+  state.holders.push_back({id, now});
+  forget_open(id, state, kEver);
+  ++session.leases;
+  ++lease_count_;
+  session.order.push_back(inode);
+  if (session.order.size() > 2 * session.leases + 64) compact(id, session);
+  return true;
+}
+
+bool LeaseTable::grant(SessionId session, InodeId inode) {
+  if (!sessions_.contains(session)) return false;
+  Inode& state = inodes_[inode];
+  const bool granted = state.pending_attributes == 0 && hold(session, inode, state);
+  if (!granted) drop_if_unused(inode);
+  return granted;
+}
+
+bool LeaseTable::grant_entry(SessionId session, InodeId parent, std::string_view name) {
+  if (!sessions_.contains(session)) return false;
+  Inode& state = inodes_[parent];
+  const bool granted = state.pending_entries == 0 && !state.pending_names.contains(name) &&
+                       hold(session, parent, state);
+  if (!granted) drop_if_unused(parent);
+  return granted;
+}
+
+bool LeaseTable::grant_entries(SessionId session, InodeId directory) {
+  if (!sessions_.contains(session)) return false;
+  Inode& state = inodes_[directory];
+  const bool granted =
+      state.pending_entries == 0 && state.pending_names.empty() && hold(session, directory, state);
+  if (!granted) drop_if_unused(directory);
+  return granted;
+}
+
+void LeaseTable::opened(SessionId session, InodeId inode, bool granted) {
+  const auto it = sessions_.find(session);
+  if (granted || it == sessions_.end()) return;
+  if (it->second.opens >= options_.leases_per_session) {
+    it->second.untracked = true;
+    return;
+  }
+  Inode& state = inodes_[inode];
+  const Stamp now = make_stamp(term_, stamp_count_);
+  if (const auto opener = find_holder(state.openers, session); opener != state.openers.end()) {
+    opener->granted = now;
+  } else {
+    state.openers.push_back({session, now});
+    ++it->second.opens;
+  }
+}
+
+void LeaseTable::forget_open(SessionId id, Inode& state, Stamp before) {
+  const auto opener = find_holder(state.openers, id);
+  if (opener == state.openers.end() || opener->granted >= before) return;
+  state.openers.erase(opener);
+  if (const auto it = sessions_.find(id); it != sessions_.end()) --it->second.opens;
+}
+
+bool LeaseTable::losing_last_link(InodeId inode) const {
+  const Inode* state = find(inode);
+  return state != nullptr && state->pending_last_link != 0;
+}
+
+void LeaseTable::release(SessionId id, InodeId inode, Stamp before) {
+  Inode* state = find(inode);
+  if (state == nullptr) return;
+  const auto holder = find_holder(state->holders, id);
+  // One granted after the callback was issued stays: the mutation that asked was given up
+  // meanwhile.
+  if (holder == state->holders.end() || holder->granted >= before) return;
+  state->holders.erase(holder);
+  --lease_count_;
+  if (const auto it = sessions_.find(id); it != sessions_.end()) --it->second.leases;
+}
+
+void LeaseTable::compact(SessionId id, Session& session) {
+  std::unordered_set<InodeId> seen;
+  std::erase_if(session.order, [&](InodeId inode) {
+    const Inode* state = find(inode);
+    const bool held = state != nullptr && find_holder(state->holders, id) != state->holders.end();
+    return !held || !seen.insert(inode).second;
+  });
+}
+
+// ---------------------------------------------------------------- mutations
+
+void LeaseTable::mark(const TouchSet& touched) {
+  for (const Touch& touch : touched) {
+    Inode& state = inodes_[touch.inode];
+    if (touch.attributes) ++state.pending_attributes;
+    if (touch.all_entries) ++state.pending_entries;
+    if (touch.last_link) ++state.pending_last_link;
+    for (const auto& name : touch.names) ++state.pending_names[name];
+  }
+}
+
+void LeaseTable::unmark(const TouchSet& touched) {
+  for (const Touch& touch : touched) {
+    Inode* state = find(touch.inode);
+    if (state == nullptr) continue;  // a term began meanwhile: nothing of the older one is left
+    const auto lower = [](std::uint32_t& count) { count -= count == 0 ? 0 : 1; };
+    if (touch.attributes) lower(state->pending_attributes);
+    if (touch.all_entries) lower(state->pending_entries);
+    if (touch.last_link) lower(state->pending_last_link);
+    for (const auto& name : touch.names) {
+      const auto it = state->pending_names.find(name);
+      if (it != state->pending_names.end() && --it->second == 0) state->pending_names.erase(it);
+    }
+    drop_if_unused(touch.inode);
+  }
+}
+
+std::map<SessionId, CallbackRequest> LeaseTable::break_leases(const TouchSet& touched,
+                                                              SessionId caller) {
+  std::map<SessionId, CallbackRequest> requests;
+  const Stamp stamp = next_stamp();
+  for (const Touch& touch : touched) {
+    const CallbackRequest::Item item{touch.inode, touch.attributes, touch.all_entries, touch.names,
+                                     !touch.directory};
+    const auto ask = [&](SessionId session) {
+      if (session == caller) return;
+      auto& request = requests[session];
+      request.stamp = stamp;
+      // A session may be a holder, an opener and a wildcard at once: one item does.
+      if (request.items.empty() || request.items.back().inode != touch.inode) {
+        request.items.push_back(item);
+      }
+    };
+    for (const auto& [id, session] : sessions_) {
+      if (session.wildcard || (touch.last_link && session.untracked)) ask(id);
+    }
+    const Inode* state = find(touch.inode);
+    if (state == nullptr) continue;
+    for (const Holder& holder : state->holders) ask(holder.session);
+    if (touch.last_link) {
+      for (const Holder& opener : state->openers) ask(opener.session);
+    }
+  }
+  return requests;
+}
+
+void LeaseTable::answered(SessionId session, const CallbackRequest& request,
+                          const CallbackReply& reply) {
+  if (!sessions_.contains(session)) return;
+  for (const auto& item : request.items) {
+    if (ends_lease(item)) release(session, item.inode, request.stamp);
+    if (item.asks_open) {
+      const bool open =
+          std::find(reply.open.begin(), reply.open.end(), item.inode) != reply.open.end();
+      Inode* state = find(item.inode);
+      if (open) {
+        const bool holds =
+            state != nullptr && find_holder(state->holders, session) != state->holders.end();
+        opened(session, item.inode, holds);
+      } else if (state != nullptr) {
+        forget_open(session, *state, request.stamp);
+      }
+    }
+    drop_if_unused(item.inode);
+  }
+}
+
+std::vector<SessionId> LeaseTable::openers(InodeId inode, SessionId caller) const {
+  std::vector<SessionId> result;
+  if (const Inode* state = find(inode); state != nullptr) {
+    for (const Holder& opener : state->openers) {
+      if (opener.session != caller) result.push_back(opener.session);
+    }
+  }
+  std::sort(result.begin(), result.end());
+  return result;
+}
+
+void LeaseTable::forget_inode(InodeId inode) {
+  Inode* state = find(inode);
+  if (state == nullptr) return;
+  for (const Holder& holder : state->holders) {
+    --lease_count_;
+    if (const auto it = sessions_.find(holder.session); it != sessions_.end()) --it->second.leases;
+  }
+  for (const Holder& opener : state->openers) {
+    if (const auto it = sessions_.find(opener.session); it != sessions_.end()) --it->second.opens;
+  }
+  state->holders.clear();
+  state->openers.clear();
+  drop_if_unused(inode);
+}
+
+// ---------------------------------------------------------------- bounds
+
+CallbackRequest LeaseTable::evict(SessionId id) {
+  CallbackRequest request;
+  const auto it = sessions_.find(id);
+  if (it == sessions_.end() || it->second.leases <= options_.leases_per_session) return request;
+  Session& session = it->second;
+  const std::size_t surplus =
+      session.leases - options_.leases_per_session + options_.leases_per_session / 8;
+  const std::size_t count = std::min(surplus, options_.items_per_callback);
+  compact(id, session);
+  request.stamp = next_stamp();
+  for (std::size_t i = 0; i < std::min(count, session.order.size()); ++i) {
+    request.items.push_back({session.order[i], true, true, {}, true});
+  }
+  return request;
+}
+
+}  // namespace fermata::serverd
