@@ -72,13 +72,13 @@ struct RaftMessage {
   NodeId from;
   NodeId to;
   Term term;                       ///< the sender's (kPreVote: the one it asks for)
-  LogIndex prev_index;             ///< kAppend: entry before the first; votes: the candidate's last index
+  LogIndex prev_index;             ///< kAppend: entry before the first (its reply echoes it); votes: the candidate's last index
   Term prev_term;                  ///< its term
   std::vector<LogEntry> entries;   ///< kAppend
   LogIndex commit;                 ///< kAppend: the primary's commit index
-  std::uint64_t round = 0;         ///< kAppend and its reply: the heartbeat round, for lease and ReadIndex
+  std::uint64_t round = 0;         ///< kAppend, kSnapshot, kTimeoutNow, their replies: the heartbeat round, for lease and ReadIndex
   bool reject = false;             ///< replies
-  LogIndex match;                  ///< kAppendReply: last index known equal and durable; on reject: where to go on from
+  LogIndex match;                  ///< kAppendReply, kSnapshotReply: last index known equal and durable; on reject: where to go on from
   Term match_term;                 ///< kAppendReply on reject: term at `match`, for skipping whole terms [thesis 3.3]
   bool transfer = false;           ///< votes: the primary asked for it, so leases do not hold the answer back
   SnapshotDescriptor snapshot;     ///< kSnapshot; kSnapshotReply: index only
