@@ -40,7 +40,7 @@ class ClusterMap;
 
 /// Content of a file as the cluster describes it.
 struct FileContent {
-  OpenReply::Content kind = OpenReply::Content::kNone;
+  fermata::OpenReply::Content kind = fermata::OpenReply::Content::kNone;
   Buffer inline_bytes;                      ///< kInline
   std::vector<ChunkRef> chunks;             ///< kChunks: sorted by index, holes absent
   std::vector<std::pair<Patch, Buffer>> patches;  ///< kChunks: laid over the chunks in this order
