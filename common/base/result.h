@@ -18,8 +18,8 @@ struct [[nodiscard]] Result : boost::system::result<T, std::error_code> {
   using Base = boost::system::result<T, std::error_code>;
   Result() = default;
   Result(Base base) : Base(std::move(base)) {}
-  Result(Errc e) : Base(make_error_code(e)) {}
-  Result(std::errc e) : Base(std::make_error_code(e)) {}
+  Result(Errc e) : Base(boost::system::in_place_error, make_error_code(e)) {}
+  Result(std::errc e) : Base(boost::system::in_place_error, std::make_error_code(e)) {}
   Result(std::error_code e) : Base(boost::system::in_place_error, e) {}
 };
 

@@ -1,71 +1,62 @@
-// Between Cap'n Proto messages and byte strings. Only codecs include this header: capnp and kj go no further.
+// What every codec shares: Cap'n Proto messages to bytes and back, safely. Only codecs (.cc files
+// of common/wire and tests) include this; capnp and kj are seen nowhere else.
 //
-// Debian's Cap'n Proto is 0.9.2, which lacks the fix for a segment count that overflows (first in 1.4.0), so the
-// segment table is checked here before the library sees a message; traversal and nesting are bounded, and
-// kj's exceptions end here as kBadMessage.
+// The segment table is checked here before the library sees it (Debian's 0.9.2 lacks the check of
+// segment counts that came with 1.4.0), reading is bounded against amplification, and kj's
+// exceptions end here.
 #pragma once
 
 #include <capnp/message.h>
 #include <capnp/serialize.h>
 #include <kj/exception.h>
 
-#include <array>
 #include <string>
+#include <utility>
 
 #include "common/base/bytes.h"
 #include "common/base/result.h"
 
-namespace fermata::wire {
+namespace fermata {
 
-inline constexpr std::uint32_t kSegmentsMax = 16;
-inline constexpr int kNestingMax = 16;
+inline constexpr std::uint32_t kCapnpSegmentCountMax = 16;
+inline constexpr int kCapnpNestingMax = 16;
+/// Reading may follow pointers to at most 8 times the message's words, and a small message always
+/// to 64 KiB: what a reader walks twice counts twice.
+inline constexpr std::uint64_t kCapnpTraversalFactor = 8;
+inline constexpr std::uint64_t kCapnpTraversalWordsMin = 64 * 1024 / sizeof(capnp::word);
 
-/// Builds one message with its first 4 KiB on the stack.
-template <class Schema>
-class Writer {
+/// The whole message with its segment table, ready for a frame's body.
+std::string encode_message(capnp::MessageBuilder& message);
+
+/// kBadMessage unless `bytes` is a segment table of at most kCapnpSegmentCountMax segments, each of
+/// them there, and nothing else. An empty first segment is refused: no message of ours is one.
+Status check_segment_table(ByteView bytes);
+
+/// The bytes in memory aligned as capnp needs them; copies only if they are not.
+class AlignedMessage {
  public:
-  Writer() : builder_(kj::arrayPtr(scratch_.data(), scratch_.size())), root_(builder_.initRoot<Schema>()) {}
-  typename Schema::Builder root() { return root_; }
-  /// The message with its segment table, as in the framing of capnproto.org/encoding.html.
-  std::string finish();
-
- private:
-  std::array<capnp::word, 512> scratch_{};
-  capnp::MallocMessageBuilder builder_;
-  typename Schema::Builder root_;
-};
-
-std::string flatten(capnp::MessageBuilder& builder);
-
-template <class Schema>
-std::string Writer<Schema>::finish() {
-  return flatten(builder_);
-}
-
-/// A message's bytes, aligned and with their segment table checked.
-class CheckedMessage {
- public:
-  static Result<CheckedMessage> check(ByteView bytes);
-  kj::ArrayPtr<const capnp::word> words() const { return {words_.data(), words_.size()}; }
+  explicit AlignedMessage(ByteView bytes);
+  kj::ArrayPtr<const capnp::word> words() const { return words_; }
   capnp::ReaderOptions options() const;
 
  private:
-  std::vector<capnp::word> words_;
+  kj::Array<capnp::word> copy_;
+  kj::ArrayPtr<const capnp::word> words_;
 };
 
-/// Decodes `bytes` as Schema by `read(Schema::Reader) -> Result<T>`.
-template <class Schema, class Read>
-auto decode_message(ByteView bytes, Read&& read) -> decltype(read(std::declval<typename Schema::Reader>())) {
-  auto checked = CheckedMessage::check(bytes);
-  if (!checked) return checked.error();
+/// Runs `read(capnp::MessageReader&)`, which returns a Result, on a message of `bytes`. What it
+/// returns must not refer to the message. kBadMessage if the table, a bound or a pointer is wrong.
+template <class F>
+auto decode_message(ByteView bytes, F&& read)
+    -> decltype(read(std::declval<capnp::MessageReader&>())) {
+  FM_CHECK(check_segment_table(bytes));
   try {
-    capnp::FlatArrayMessageReader reader(checked->words(), checked->options());
-    return read(reader.getRoot<Schema>());
+    const AlignedMessage message(bytes);
+    capnp::FlatArrayMessageReader reader(message.words(), message.options());
+    return std::forward<F>(read)(reader);
   } catch (const kj::Exception&) {
-    return Errc::kBadMessage;
-  } catch (const std::exception&) {
     return Errc::kBadMessage;
   }
 }
 
-}  // namespace fermata::wire
+}  // namespace fermata
