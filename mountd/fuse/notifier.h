@@ -42,8 +42,8 @@ class Notifier {
   static constexpr std::chrono::milliseconds kPatience{3};
 
   explicit Notifier(FuseSession& session);
-  /// Waits for the call in flight, which stop() of the session frees: stop the session first. Drops
-  /// what is queued; each `done` was or is called.
+  /// Waits for the calls in flight, which stop() of the session frees: stop the session first. Each
+  /// `done` was or is called.
   ~Notifier();
   Notifier(const Notifier&) = delete;
   Notifier& operator=(const Notifier&) = delete;

@@ -119,11 +119,14 @@ class Reply {
   Reply(std::shared_ptr<SessionCore> core, fuse_req* request, const char* operation,
         std::uint64_t unique, unsigned loop);
 
-  /// Runs `send(request)` on the loop, now or later, unless the session is closed; the request is
-  /// over after it. `send` owns all that it uses when on_loop() is false.
-  void finish(std::function<void(fuse_req*)> send);
   bool on_loop() const;
-  fuse_req* take();
+  void abandon();
+  // Defined and used in reply.cc alone.
+  template <class Send>
+  void finish(Send deliver);
+  template <class Lost>
+  void send(ByteView bytes, Lost lost);
+  void send(ByteView bytes);
 
   std::shared_ptr<SessionCore> core_;
   fuse_req* request_ = nullptr;
@@ -180,7 +183,10 @@ class OpenReply : public Reply {
 
  private:
   friend class RequestDispatcher;
-  using Reply::Reply;
+  OpenReply(std::shared_ptr<SessionCore> core, fuse_req* request, const char* operation,
+            std::uint64_t unique, unsigned loop, NodeHandle node)
+      : Reply(std::move(core), request, operation, unique, loop), node_(node) {}
+  NodeHandle node_;
 };
 
 class CreateReply : public Reply {
@@ -258,7 +264,10 @@ class DirReply : public Reply {
  private:
   friend class RequestDispatcher;
   DirReply(std::shared_ptr<SessionCore> core, fuse_req* request, const char* operation,
-           std::uint64_t unique, unsigned loop, std::size_t size_max, bool plus);
+           std::uint64_t unique, unsigned loop, std::size_t size_max, bool plus)
+      : Reply(std::move(core), request, operation, unique, loop),
+        size_max_(size_max),
+        plus_(plus) {}
   char* reserve(std::size_t size);
   std::string buffer_;
   std::size_t size_max_;
