@@ -12,6 +12,7 @@ struct OpenSessionReply {
   term @3 :UInt64;
   cluster @4 :Data;
   members @5 :List(T.WireMember);
+  stamp @6 :UInt64;
 }
 struct RenewSessionRequest { session @0 :UInt64; epoch @1 :UInt64; givenUpBefore @2 :UInt64; }
 struct RenewSessionReply { leaseMs @0 :UInt32; term @1 :UInt64; members @2 :List(T.WireMember); }

@@ -76,6 +76,7 @@ struct OpenSessionReply {
   Epoch epoch;
   std::uint32_t lease_ms = 0;  ///< the client's lease ends this long after it *sent* the request
   Term term;                   ///< of the answering primary
+  Stamp stamp;  ///< every lease of this session is stamped later than this
   ClusterId cluster;
   std::vector<Member> members;  ///< where chunks can be read and a new primary be found
 };

@@ -35,6 +35,7 @@ std::string encode(const OpenSessionReply& value) {
   out.setEpoch(value.epoch.value());
   out.setLeaseMs(value.lease_ms);
   out.setTerm(value.term.value());
+  out.setStamp(value.stamp.value());
   out.setCluster(blob(value.cluster.bytes.data(), value.cluster.bytes.size()));
   wire::write(out.initMembers(static_cast<unsigned>(value.members.size())), value.members);
   return writer.finish();
@@ -48,6 +49,7 @@ Result<OpenSessionReply> decode<OpenSessionReply>(std::string_view bytes) {
         value.epoch = Epoch(in.getEpoch());
         value.lease_ms = in.getLeaseMs();
         value.term = Term(in.getTerm());
+        value.stamp = Stamp(in.getStamp());
         FM_TRY(value.cluster, wire::read_cluster(in.getCluster()));
         FM_TRY(value.members, wire::read(in.getMembers()));
         return value;

@@ -3,10 +3,12 @@
 //
 // A hard mount (the default) waits for a primary for ever; a soft one gives up with ETIMEDOUT after
 // `soft_timeout`. A mutation keeps its sequence number over retries, so it is applied once.
-// A session that expired is opened anew by the SessionKeeper; a mutation whose outcome is unknown when that
-// happens ends with kSessionExpired (ESTALE), one that surely was not applied is run in the new session.
+// A session that expired is opened anew by the SessionKeeper; a mutation whose outcome is unknown
+// when that happens ends with kSessionExpired (ESTALE), one that surely was not applied is run in
+// the new session.
 //
-// Thread-safety: one ClusterClient belongs to one loop (its Env's executor). They share the session.
+// Thread-safety: one ClusterClient belongs to one loop (its Env's executor). They share the
+// session.
 #pragma once
 
 #include <memory>
@@ -35,14 +37,15 @@ struct ClientOptions {
   Duration retry_max = std::chrono::milliseconds(500);
 };
 
-/// What is known of the cluster, shared by the loops' clients. Thread-safe.
+/// What is known of the cluster, shared by the loops' clients. Thread-safe (cluster_map.h).
 class ClusterMap;
+class Router;  // router.h
 
 /// Content of a file as the cluster describes it.
 struct FileContent {
   fermata::OpenReply::Content kind = fermata::OpenReply::Content::kNone;
-  Buffer inline_bytes;                      ///< kInline
-  std::vector<ChunkRef> chunks;             ///< kChunks: sorted by index, holes absent
+  Buffer inline_bytes;                            ///< kInline
+  std::vector<ChunkRef> chunks;                   ///< kChunks: sorted by index, holes absent
   std::vector<std::pair<Patch, Buffer>> patches;  ///< kChunks: laid over the chunks in this order
 };
 struct Opened {
@@ -71,11 +74,13 @@ class ClusterClient {
   /// Every mutation. The payload as CommitOp says.
   Task<MutationReply> mutate(Credentials cred, Mutation op, Buffer payload = {});
 
-  // Chunks. get_chunk tries all nodes and verifies the hash (kCorruptChunk if no good copy is found).
+  // Chunks. get_chunk tries all nodes and verifies the hash (kCorruptChunk if no good copy is
+  // found).
   Task<Buffer> get_chunk(ChunkId id);
   /// Stored by a majority on return.
   Task<void> put_chunk(ChunkId id, Buffer bytes);
-  /// Which of them the cluster has already (durable on a majority, kept until a commit can name them).
+  /// Which of them the cluster has already (durable on a majority, kept until a commit can name
+  /// them).
   Task<std::vector<bool>> query_chunks(std::vector<ChunkId> ids);
 
   /// Closes the connections; calls under way end with kShuttingDown.
@@ -84,27 +89,33 @@ class ClusterClient {
   /// Calls made so far, by method: the RPC counters of benchmarks and tests.
   static std::map<std::string, std::uint64_t> call_counts();
 
+  /// For the parts of the client only.
+  std::shared_ptr<Router> router();
+
  private:
-  friend class SessionKeeper;
   struct Impl;
   std::shared_ptr<Impl> impl_;
 };
 
-/// Keeps the session: opens it, renews its lease every third of the term, carries callbacks, follows new primaries.
-/// Belongs to one loop.
+/// Keeps the session: opens it, renews its lease every third of the term, carries callbacks,
+/// follows new primaries. Belongs to one loop.
 class SessionKeeper {
  public:
   class Events {
    public:
     virtual ~Events() = default;
-    /// Invalidate, the kernel's caches too, then return. Runs on the keeper's loop; callbacks may overlap.
+    /// Invalidate, the kernel's caches too, then return. Runs on the keeper's loop; callbacks may
+    /// overlap.
     virtual boost::asio::awaitable<CallbackReply> on_callback(CallbackRequest request) = 0;
-    /// Leases stamped below `stamp` are void from now on: drop or mark what they covered, the kernel's caches too.
+    /// Leases stamped below `stamp` are void from now on: drop or mark what they covered, the
+    /// kernel's caches too.
     virtual boost::asio::awaitable<void> on_leases_void(Stamp stamp) = 0;
-    /// The session expired and a new one is open (`fresh`): its epoch fences what the old one left behind.
+    /// The session expired and a new one is open (`fresh`): its epoch fences what the old one left
+    /// behind.
     virtual boost::asio::awaitable<void> on_new_session(SessionId fresh) = 0;
   };
-  SessionKeeper(Env& env, Network& network, ClusterClient& client, ClientSession& session, Events& events);
+  SessionKeeper(Env& env, Network& network, ClusterClient& client, ClientSession& session,
+                Events& events);
   ~SessionKeeper();
 
   /// Opens the session; returns when it is (hard mount) or with the error after `timeout`.

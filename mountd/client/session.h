@@ -1,9 +1,9 @@
 // The client's session with the cluster: what it may trust of its caches, shared by all loops.
 //
 // The primary grants leases on inodes with its answers (docs/PROTOCOL.md). They hold while the
-// session's lease holds, and end early by a callback or when a new primary's term has been accepted.
-// Stamps order what primaries said: an answer stamped below the last callback of its inode is not
-// cached (the cache keeps that stamp per inode; here is only what concerns all).
+// session's lease holds, and end early by a callback or when a new primary's term has been
+// accepted. Stamps order what primaries said: an answer stamped below the last callback of its
+// inode is not cached (the cache keeps that stamp per inode; here is only what concerns all).
 //
 // Thread-safety: everything may be called from any thread; the reads are a few atomic loads.
 #pragma once
@@ -28,10 +28,13 @@ class ClientSession {
   Epoch epoch() const { return Epoch(epoch_.load(std::memory_order_acquire)); }
   /// True while what was cached under `stamp` may be used without asking (callbacks aside).
   bool lease_holds(Stamp stamp) const {
-    return stamp.value() >= valid_from_.load(std::memory_order_acquire) && clock_.now() < lease_until();
+    return stamp.value() >= valid_from_.load(std::memory_order_acquire) &&
+           clock_.now() < lease_until();
   }
   /// When the session lease ends unless it is renewed: kernel timeouts must not outlive it.
-  TimePoint lease_until() const { return TimePoint(Duration(lease_until_.load(std::memory_order_acquire))); }
+  TimePoint lease_until() const {
+    return TimePoint(Duration(lease_until_.load(std::memory_order_acquire)));
+  }
   /// Leases with lower stamps are void.
   Stamp valid_from() const { return Stamp(valid_from_.load(std::memory_order_acquire)); }
 

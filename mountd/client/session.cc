@@ -1,0 +1,45 @@
+#include "mountd/client/session.h"
+
+#include "common/base/assert.h"
+
+namespace fermata::mountd {
+
+Sequence ClientSession::begin_mutation() {
+  MutexLock lock(mutex_);
+  open_.insert(next_);
+  return Sequence(next_++);
+}
+
+void ClientSession::finish_mutation(Sequence sequence) {
+  MutexLock lock(mutex_);
+  open_.erase(sequence.value());
+}
+
+Sequence ClientSession::answered_below() const {
+  MutexLock lock(mutex_);
+  return Sequence(open_.empty() ? next_ : *open_.begin());
+}
+
+void ClientSession::opened(SessionId id, Epoch epoch, Stamp valid_from, TimePoint lease_until) {
+  FM_ASSERT(id);
+  valid_from_.store(valid_from.value(), std::memory_order_release);
+  epoch_.store(epoch.value(), std::memory_order_release);
+  lease_until_.store(lease_until.time_since_epoch().count(), std::memory_order_release);
+  id_.store(id.value(), std::memory_order_release);
+}
+
+void ClientSession::renewed(TimePoint lease_until) {
+  lease_until_.store(lease_until.time_since_epoch().count(), std::memory_order_release);
+}
+
+void ClientSession::void_leases_below(Stamp stamp) {
+  valid_from_.store(stamp.value(), std::memory_order_release);
+}
+
+void ClientSession::lost() {
+  valid_from_.store(~0ULL, std::memory_order_release);
+  lease_until_.store(0, std::memory_order_release);
+  id_.store(0, std::memory_order_release);
+}
+
+}  // namespace fermata::mountd
