@@ -6,6 +6,8 @@
 #pragma once
 
 #include <functional>
+#include <memory>
+#include <utility>
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
@@ -35,14 +37,28 @@ class Env {
   boost::asio::awaitable<std::error_code> sleep_for(Duration duration) { return sleep_until(now() + duration); }
 };
 
-/// run_blocking with a value: `co_await blocking<std::size_t>(env, [&] { return file.size(); })`.
-/// `work` returns a Result<T>; keep what it captures alive until it has run (also when the waiting
-/// coroutine is destroyed: capture shared_ptrs, not references to the coroutine's frame).
-template <class T, class Work>
-Task<T> blocking(Env& env, Work work) {
-  auto result = std::make_shared<Result<T>>(Errc::kShuttingDown);
-  co_await env.run_blocking([result, work = std::move(work)]() mutable { *result = work(); });
+namespace internal {
+template <class T>
+Task<T> run_job(Env& env, std::shared_ptr<Result<T>> result, std::function<void()> job) {
+  co_await env.run_blocking(std::move(job));
   co_return std::move(*result);
+}
+}  // namespace internal
+
+/// run_blocking with a value: `auto ask = [file] { return file->size_bytes(); };` and then
+/// `co_await blocking<std::uint64_t>(env, ask)`. `work` returns a Result<T>; keep what it captures
+/// alive until it has run (also when the waiting coroutine is destroyed: capture shared_ptrs, not
+/// references to the coroutine's frame).
+///
+/// In a coroutine give `work` a name first, unless its captures are trivial: g++ 12 destroys a
+/// closure that is a temporary of a co_await expression twice, and with it each shared_ptr in it.
+template <class T, class Work>
+Task<T> blocking(Env& env, Work&& work) {
+  auto result = std::make_shared<Result<T>>(Errc::kShuttingDown);
+  std::function<void()> job = [result, work = std::forward<Work>(work)]() mutable {
+    *result = work();
+  };
+  return internal::run_job<T>(env, std::move(result), std::move(job));
 }
 
 }  // namespace fermata

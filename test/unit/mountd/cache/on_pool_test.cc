@@ -13,7 +13,7 @@ namespace fermata::mountd {
 namespace {
 
 boost::asio::awaitable<void> scan_once(Env& env, CachePin copy, Result<ChangeScan>& out) {
-  out = co_await on_pool<ChangeScan>(env, std::move(copy), &CachedCopy::changed_blocks);
+  out = co_await on_pool<ChangeScan>(env, copy, &CachedCopy::changed_blocks);
 }
 
 TEST_CASE("on_pool: runs a method of a pinned copy on the pool", "[mountd][cache]") {
