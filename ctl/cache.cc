@@ -1,0 +1,147 @@
+// fermata cache: what a mount keeps on its local disk. Asked over the daemon's control socket.
+#include <boost/json.hpp>
+#include <cstdio>
+#include <ctime>
+
+#include "ctl/commands.h"
+#include "ctl/mounting.h"
+#include "ctl/table.h"
+
+namespace fermata::ctl {
+namespace {
+
+namespace json = boost::json;
+using namespace std::chrono_literals;
+
+/// The daemon's answer; a message and nothing if there is none.
+std::optional<json::object> ask(const std::string& mount_point, const std::string& verb,
+                                std::chrono::milliseconds timeout = 10s) {
+  const auto answer =
+      ask_mount(mount_point, json::serialize(json::object{{"verb", verb}}), timeout);
+  if (!answer) {
+    complain(mount_point + ": " +
+             (answer.error() == std::errc::no_such_process
+                  ? std::string("no mount daemon of Fermata serves it")
+                  : "its daemon does not answer: " + answer.error().message()));
+    return {};
+  }
+  std::error_code error;
+  json::value reply = json::parse(*answer, error);
+  if (error || !reply.is_object()) {
+    complain("the daemon of " + mount_point + " answered nonsense");
+    return {};
+  }
+  if (const json::value* failed = reply.as_object().if_contains("error");
+      failed != nullptr && failed->is_string()) {
+    complain(mount_point + ": " + std::string(failed->as_string()));
+    return {};
+  }
+  return reply.as_object();
+}
+
+std::string text_of(const json::object& object, const char* key) {
+  const json::value* value = object.if_contains(key);
+  if (value == nullptr || value->is_null()) return "-";
+  if (value->is_string()) return std::string(value->as_string());
+  if (value->is_bool()) return value->as_bool() ? "yes" : "no";
+  return json::serialize(*value);
+}
+
+std::uint64_t number_of(const json::object& object, const char* key) {
+  const json::value* value = object.if_contains(key);
+  if (value == nullptr || !value->is_number()) return 0;
+  std::error_code error;
+  const auto number = value->to_number<std::uint64_t>(error);
+  return error ? 0 : number;
+}
+
+std::string date_of(std::uint64_t wall_ns) {
+  if (wall_ns == 0) return "-";
+  const auto seconds = static_cast<std::time_t>(wall_ns / 1'000'000'000);
+  std::tm local{};
+  localtime_r(&seconds, &local);
+  char text[32];
+  std::strftime(text, sizeof text, "%Y-%m-%d %H:%M:%S", &local);
+  return text;
+}
+
+int list(const std::string& mount_point, bool as_json) {
+  const auto reply = ask(mount_point, "cache-ls");
+  if (!reply) return kExitUnavailable;
+  if (as_json) {
+    std::printf("%s\n", json::serialize(*reply).c_str());
+    return kExitOk;
+  }
+  Table table({"FILE", "INODE", "SIZE", "VERSION", "LAST USE", "STATE"});
+  const json::value* files = reply->if_contains("files");
+  if (files != nullptr && files->is_array()) {
+    for (const json::value& value : files->as_array()) {
+      if (!value.is_object()) continue;
+      const json::object& file = value.as_object();
+      std::string state;
+      for (const char* flag : {"open", "dirty", "conflict"})
+        if (text_of(file, flag) == "yes") state += (state.empty() ? "" : ",") + std::string(flag);
+      table.add({text_of(file, "path"), text_of(file, "inode"),
+                 human_bytes(number_of(file, "size_bytes")), text_of(file, "version"),
+                 date_of(number_of(file, "last_use_ns")), state.empty() ? "clean" : state});
+    }
+  }
+  std::printf("%s", table.text().c_str());
+  return kExitOk;
+}
+
+int stat(const std::string& mount_point, bool as_json) {
+  const auto reply = ask(mount_point, "cache-stat");
+  if (!reply) return kExitUnavailable;
+  if (as_json) {
+    std::printf("%s\n", json::serialize(*reply).c_str());
+    return kExitOk;
+  }
+  Table table({"WHAT", "VALUE"});
+  for (const auto& field : *reply) {
+    if (field.value().is_object() || field.value().is_array()) continue;
+    const std::string name = field.key();
+    const bool bytes = name.find("bytes") != std::string::npos && field.value().is_number();
+    table.add({name, bytes ? human_bytes(number_of(*reply, name.c_str()))
+                           : text_of(*reply, name.c_str())});
+  }
+  std::printf("%s", table.text().c_str());
+  return kExitOk;
+}
+
+int flush(const std::string& mount_point, bool as_json) {
+  const auto reply = ask(mount_point, "cache-flush", 10min);
+  if (!reply) return kExitError;
+  if (as_json)
+    std::printf("%s\n", json::serialize(*reply).c_str());
+  else
+    std::printf("%s files committed, %s files dropped from the cache\n",
+                text_of(*reply, "committed").c_str(), text_of(*reply, "dropped").c_str());
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_cache(CLI::App& app, Context& context) {
+  CLI::App* cache = app.add_subcommand("cache", "What a mount keeps on its local disk");
+  cache->require_subcommand(1);
+  struct Verb {
+    const char* name;
+    const char* text;
+    int (*action)(const std::string&, bool);
+  };
+  for (const Verb& verb :
+       {Verb{"ls", "List the files: size, version, last use, dirty or not", list},
+        Verb{"stat", "Counts and bytes, hits, RPCs made", stat},
+        Verb{"flush", "Commit what is dirty and drop every file that is not open", flush}}) {
+    CLI::App* sub = cache->add_subcommand(verb.name, verb.text);
+    auto target = std::make_shared<std::string>();
+    auto as_json = std::make_shared<bool>(false);
+    sub->add_option("mount-point", *target, "A mounted directory")->required();
+    sub->add_flag("--json", *as_json, "For programs");
+    sub->callback(
+        [=, &context, action = verb.action] { context.exit_code = action(*target, *as_json); });
+  }
+}
+
+}  // namespace fermata::ctl

@@ -1,0 +1,383 @@
+// fermata mini: a whole cluster on one machine, its daemons in the background.
+//
+// DIR/servers     the addresses, as `fermata mount` takes them
+// DIR/mini.json   what was started: cluster id, nodes, ports, mount point
+// DIR/node1 ...   the nodes' data, node1.log and node1.pid beside them
+// DIR/cache       the mount's cache; mount.log, mount.pid
+#include <arpa/inet.h>
+#include <signal.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+
+#include "ctl/commands.h"
+#include "ctl/mounting.h"
+#include "ctl/node_client.h"
+#include "ctl/process.h"
+
+namespace fermata::ctl {
+namespace {
+
+namespace fs = std::filesystem;
+namespace json = boost::json;
+using namespace std::chrono_literals;
+
+constexpr auto kServerName = "fermata-serverd";
+
+struct Mini {
+  std::string dir;
+  std::string cluster;
+  std::vector<std::string> addresses;  ///< of node 1, 2, ...
+  std::string mount_point;
+
+  std::string node_dir(std::size_t node) const { return dir + "/node" + std::to_string(node); }
+  std::string pidfile(std::size_t node) const { return node_dir(node) + ".pid"; }
+  std::string log(std::size_t node) const { return node_dir(node) + ".log"; }
+  pid_t pid(std::size_t node) const { return running_pid(pidfile(node), kServerName); }
+  std::string servers() const {
+    std::string list;
+    for (const std::string& address : addresses) list += (list.empty() ? "" : ",") + address;
+    return list;
+  }
+};
+
+std::string random_hex(std::size_t bytes) {
+  std::vector<std::uint8_t> data(bytes);
+  if (getrandom(data.data(), data.size(), 0) != static_cast<ssize_t>(data.size())) std::abort();
+  return to_hex(data.data(), data.size());
+}
+
+/// Ports that nobody listens on just now, all different.
+Result<std::vector<int>> free_ports(std::size_t count) {
+  std::vector<int> sockets;
+  std::vector<int> ports;
+  std::error_code error;
+  for (std::size_t i = 0; i < count && !error; ++i) {
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+      error = last_errno();
+      break;
+    }
+    sockets.push_back(fd);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    if (bind(fd, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
+        getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0)
+      error = last_errno();
+    ports.push_back(ntohs(address.sin_port));
+  }
+  for (const int fd : sockets) close(fd);
+  if (error) return error;
+  return ports;
+}
+
+Status save(const Mini& mini) {
+  json::array nodes;
+  for (const std::string& address : mini.addresses) nodes.emplace_back(address);
+  const json::object document{
+      {"version", 1}, {"cluster", mini.cluster}, {"nodes", nodes}, {"mount", mini.mount_point}};
+  const std::string temporary = mini.dir + "/mini.json.tmp";
+  {
+    std::ofstream file(temporary, std::ios::trunc);
+    file << json::serialize(document) << "\n";
+    std::ofstream servers(mini.dir + "/servers", std::ios::trunc);
+    servers << mini.servers() << "\n";
+    if (!file.flush() || !servers.flush()) return std::errc::io_error;
+  }
+  std::error_code error;
+  fs::rename(temporary, mini.dir + "/mini.json", error);
+  if (error) return error;
+  return {};
+}
+
+Result<Mini> load(const std::string& dir) {
+  Mini mini;
+  mini.dir = fs::absolute(dir).lexically_normal().string();
+  while (mini.dir.size() > 1 && mini.dir.back() == '/') mini.dir.pop_back();
+  std::ifstream file(mini.dir + "/mini.json");
+  if (!file) return std::errc::no_such_file_or_directory;
+  std::string text((std::istreambuf_iterator<char>(file)), {});
+  std::error_code error;
+  const json::value document = json::parse(text, error);
+  if (error || !document.is_object()) return Errc::kBadMessage;
+  const json::object& object = document.as_object();
+  const json::value* version = object.if_contains("version");
+  if (version == nullptr || !version->is_int64() || version->as_int64() != 1)
+    return Errc::kVersionMismatch;
+  try {
+    mini.cluster = object.at("cluster").as_string().c_str();
+    mini.mount_point = object.at("mount").as_string().c_str();
+    for (const json::value& node : object.at("nodes").as_array())
+      mini.addresses.emplace_back(node.as_string().c_str());
+  } catch (const std::exception&) {
+    return Errc::kBadMessage;
+  }
+  return mini;
+}
+
+bool start_node(const Context& context, const Mini& mini, std::size_t node) {
+  std::string peers;
+  for (std::size_t i = 0; i < mini.addresses.size(); ++i)
+    peers += (i == 0 ? "" : ",") + std::to_string(i + 1) + "=" + mini.addresses[i];
+  std::error_code error;
+  fs::create_directories(mini.node_dir(node), error);
+  std::vector<std::string> argv = {context.bin_dir + "/" + kServerName,
+                                   "--data-dir",
+                                   mini.node_dir(node),
+                                   "--listen",
+                                   mini.addresses[node - 1],
+                                   "--node-id",
+                                   std::to_string(node),
+                                   "--peers",
+                                   peers,
+                                   "--cluster-id",
+                                   mini.cluster,
+                                   "--pidfile",
+                                   mini.pidfile(node),
+                                   "--log",
+                                   mini.log(node),
+                                   "--background"};
+  if (!fs::exists(mini.node_dir(node) + "/node.toml")) argv.push_back("--init");
+  const auto code = run_program(argv);
+  if (!code) {
+    complain("cannot run " + argv[0] + ": " + code.error().message());
+    return false;
+  }
+  if (*code != 0)
+    complain("node " + std::to_string(node) + " did not start (exit code " + std::to_string(*code) +
+             "): see " + mini.log(node));
+  return *code == 0;
+}
+
+bool has_primary(NodeClient& client, const Mini& mini) {
+  return look(client, mini.addresses, 500ms).primary() != nullptr;
+}
+
+// ---------------------------------------------------------------- start
+
+struct StartFlags {
+  std::string dir;
+  std::size_t nodes = 3;
+  std::string mount_point;
+  std::vector<std::string> options;
+};
+
+int start(Context& context, const StartFlags& flags) {
+  std::error_code error;
+  const bool existed = fs::exists(flags.dir + "/mini.json", error);
+  Mini mini;
+  if (existed) {
+    auto loaded = load(flags.dir);
+    if (!loaded) {
+      complain(flags.dir + "/mini.json cannot be used (" + loaded.error().message() +
+               "); nothing was changed. Start in another --dir");
+      return kExitError;
+    }
+    mini = std::move(*loaded);
+    if (flags.nodes != mini.addresses.size() && flags.nodes != 3) {
+      complain(flags.dir + " holds a cluster of " + std::to_string(mini.addresses.size()) +
+               " nodes, not " + std::to_string(flags.nodes));
+      return kExitError;
+    }
+  } else {
+    if (fs::exists(flags.dir, error) && !fs::is_directory(flags.dir, error)) {
+      complain(flags.dir + " is not a directory");
+      return kExitError;
+    }
+    if (fs::exists(flags.dir, error) && !fs::is_empty(flags.dir, error)) {
+      // An empty mount point inside it is no reason to refuse.
+      for (const auto& entry : fs::directory_iterator(flags.dir, error)) {
+        if (entry.is_directory() && fs::is_empty(entry.path(), error)) continue;
+        complain(flags.dir +
+                 " is not empty and holds no cluster of `fermata mini`: choose another --dir");
+        return kExitError;
+      }
+    }
+    fs::create_directories(flags.dir, error);
+    if (error) {
+      complain("cannot make " + flags.dir + ": " + error.message());
+      return kExitError;
+    }
+    mini.dir = fs::absolute(flags.dir).lexically_normal().string();
+    while (mini.dir.size() > 1 && mini.dir.back() == '/') mini.dir.pop_back();
+    mini.cluster = random_hex(16);
+    const auto ports = free_ports(flags.nodes);
+    if (!ports) {
+      complain("no free ports on the loopback address: " + ports.error().message());
+      return kExitError;
+    }
+    for (const int port : *ports) mini.addresses.push_back("127.0.0.1:" + std::to_string(port));
+  }
+  if (!flags.mount_point.empty())
+    mini.mount_point = fs::absolute(flags.mount_point).lexically_normal().string();
+  if (const Status saved = save(mini); !saved) {
+    complain("cannot write in " + mini.dir + ": " + saved.error().message());
+    return kExitError;
+  }
+  for (std::size_t node = 1; node <= mini.addresses.size(); ++node)
+    if (mini.pid(node) == 0 && !start_node(context, mini, node)) return kExitError;
+
+  NodeClient client;
+  if (!wait_until(30s, [&] { return has_primary(client, mini); })) {
+    complain("the nodes run but elected no primary within 30 s: see the logs in " + mini.dir);
+    return kExitUnavailable;
+  }
+  std::printf("%zu storage nodes run in %s: %s\n", mini.addresses.size(), mini.dir.c_str(),
+              mini.servers().c_str());
+  if (!mini.mount_point.empty() && !is_fermata_mount(mini.mount_point)) {
+    MountRequest request;
+    request.servers = mini.addresses;
+    request.mount_point = mini.mount_point;
+    request.cache_dir = mini.dir + "/cache";
+    request.pidfile = mini.dir + "/mount.pid";
+    request.log = mini.dir + "/mount.log";
+    request.options = flags.options;
+    if (const int code = mount_in_background(context, request); code != kExitOk) return code;
+  }
+  if (!mini.mount_point.empty()) std::printf("mounted on %s\n", mini.mount_point.c_str());
+  const std::string dir = mini.dir;
+  std::printf("\nNext:\n");
+  if (!mini.mount_point.empty())
+    std::printf("  cd %s                                   # use it\n", mini.mount_point.c_str());
+  else
+    std::printf("  fermata mount %s:/ MOUNTPOINT\n", mini.servers().c_str());
+  std::printf("  fermata status %s/servers               # how the nodes are\n", dir.c_str());
+  std::printf("  fermata mini kill --dir %s --node primary  # what happens then?\n", dir.c_str());
+  std::printf("  fermata mini stop --dir %s\n", dir.c_str());
+  return kExitOk;
+}
+
+// ---------------------------------------------------------------- stop, kill, restart
+
+Result<Mini> load_or_complain(const std::string& dir) {
+  auto mini = load(dir);
+  if (!mini)
+    complain(dir + " holds no cluster of `fermata mini` (" + mini.error().message() +
+             "): start one with `fermata mini start --dir " + dir + "`");
+  return mini;
+}
+
+int stop(const std::string& dir) {
+  const auto mini = load_or_complain(dir);
+  if (!mini) return kExitError;
+  int code = kExitOk;
+  if (!mini->mount_point.empty()) {
+    if (const pid_t pid = running_pid(mini->dir + "/mount.pid", "fermata-mountd"); pid != 0) {
+      if (!stop_process(pid, 30s)) {
+        complain(
+            "the mount daemon did not end in 30 s and was killed; what it had not committed is "
+            "in " +
+            mini->dir + "/cache and is committed at the next mount");
+        code = kExitError;
+      }
+    }
+    if (is_fermata_mount(mini->mount_point)) detach(mini->mount_point);
+  }
+  for (std::size_t node = 1; node <= mini->addresses.size(); ++node)
+    if (const pid_t pid = mini->pid(node); pid != 0) kill(pid, SIGTERM);
+  for (std::size_t node = 1; node <= mini->addresses.size(); ++node) {
+    const pid_t pid = mini->pid(node);
+    if (pid != 0 && !stop_process(pid, 20s)) {
+      complain("node " + std::to_string(node) + " did not end in 20 s and was killed");
+      code = kExitError;
+    }
+  }
+  std::printf("stopped; the data stays in %s\n", mini->dir.c_str());
+  return code;
+}
+
+/// "1", "2", ... or "primary"; 0 and a message if it is none.
+std::size_t resolve_node(const Mini& mini, const std::string& which) {
+  if (which == "primary") {
+    NodeClient client;
+    const ClusterView view = look(client, mini.addresses, 1s);
+    const auto* primary = view.primary();
+    if (primary == nullptr) {
+      complain("no node is primary just now");
+      return 0;
+    }
+    return primary->status->node.value();
+  }
+  char* end = nullptr;
+  const unsigned long node = std::strtoul(which.c_str(), &end, 10);
+  if (which.empty() || *end != '\0' || node < 1 || node > mini.addresses.size()) {
+    complain("no node '" + which + "': give 1 to " + std::to_string(mini.addresses.size()) +
+             ", or primary");
+    return 0;
+  }
+  return node;
+}
+
+int kill_node(const std::string& dir, const std::string& which) {
+  const auto mini = load_or_complain(dir);
+  if (!mini) return kExitError;
+  const std::size_t node = resolve_node(*mini, which);
+  if (node == 0) return kExitUsage;
+  const pid_t pid = mini->pid(node);
+  if (pid == 0) {
+    complain("node " + std::to_string(node) + " does not run");
+    return kExitError;
+  }
+  kill(pid, SIGKILL);
+  wait_until(10s, [pid] { return !is_alive(pid); });
+  std::printf("node %zu (pid %d) was killed\n", node, pid);
+  return kExitOk;
+}
+
+int restart_node(Context& context, const std::string& dir, const std::string& which) {
+  const auto mini = load_or_complain(dir);
+  if (!mini) return kExitError;
+  const std::size_t node = resolve_node(*mini, which);
+  if (node == 0) return kExitUsage;
+  if (const pid_t pid = mini->pid(node); pid != 0) stop_process(pid, 20s);
+  if (!start_node(context, *mini, node)) return kExitError;
+  std::printf("node %zu runs (pid %d)\n", node, mini->pid(node));
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_mini(CLI::App& app, Context& context) {
+  CLI::App* mini = app.add_subcommand("mini", "A whole cluster on this machine");
+  mini->require_subcommand(1);
+
+  auto* verb = mini->add_subcommand(
+      "start", "Start the nodes, and the mount if --mount is given; again after a stop");
+  auto flags = std::make_shared<StartFlags>();
+  verb->add_option("--dir", flags->dir, "Directory for everything: data, cache, logs")->required();
+  verb->add_option("--nodes", flags->nodes, "Storage nodes (1, 3 or 5)")
+      ->default_val(3)
+      ->check(CLI::IsMember({std::size_t{1}, std::size_t{3}, std::size_t{5}}));
+  verb->add_option("--mount", flags->mount_point, "Mount the tree here; made if it is missing");
+  verb->add_option("-o", flags->options, "Mount options, as `fermata mount` takes them")
+      ->delimiter(',');
+  verb->callback([flags, &context] { context.exit_code = start(context, *flags); });
+
+  auto* stop_verb = mini->add_subcommand("stop", "Unmount and stop the nodes; the data stays");
+  auto dir = std::make_shared<std::string>();
+  stop_verb->add_option("--dir", *dir, "Directory of `mini start`")->required();
+  stop_verb->callback([dir, &context] { context.exit_code = stop(*dir); });
+
+  auto node = std::make_shared<std::string>();
+  auto* kill_verb = mini->add_subcommand("kill", "SIGKILL a node");
+  kill_verb->add_option("--dir", *dir, "Directory of `mini start`")->required();
+  kill_verb->add_option("--node", *node, "1, 2, ... or primary")->required();
+  kill_verb->callback([dir, node, &context] { context.exit_code = kill_node(*dir, *node); });
+
+  auto* restart_verb =
+      mini->add_subcommand("restart", "Start a node again, after stopping it if it runs");
+  restart_verb->add_option("--dir", *dir, "Directory of `mini start`")->required();
+  restart_verb->add_option("--node", *node, "1, 2, ...")->required();
+  restart_verb->callback(
+      [dir, node, &context] { context.exit_code = restart_node(context, *dir, *node); });
+}
+
+}  // namespace fermata::ctl

@@ -1,0 +1,41 @@
+// Starting and finding mount daemons.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "common/base/result.h"
+#include "ctl/commands.h"
+
+namespace fermata::ctl {
+
+struct MountRequest {
+  std::vector<std::string> servers;
+  std::string path = "/";
+  std::string mount_point;  ///< absolute; made if it is missing
+  std::string cache_dir;    ///< empty: default_cache_dir()
+  std::string pidfile;      ///< empty: CACHE/mountd.pid
+  std::string log;          ///< empty: CACHE/mountd.log
+  std::vector<std::string> options;
+  bool foreground = false;
+};
+
+/// Starts fermata-mountd and returns when the mount answers. The exit code for the verb.
+int mount_in_background(const Context& context, const MountRequest& request);
+
+/// Where the cache of a mount point lies unless the user says otherwise: below /var/cache/fermata
+/// for root, below XDG_CACHE_HOME for others; one directory a mount point.
+std::string default_cache_dir(const std::string& mount_point);
+
+/// The cache directory of a live mount (found by its mount record), to reach the daemon's control
+/// socket.
+Result<std::string> cache_dir_of(const std::string& mount_point);
+
+/// Asks the daemon of a mount: one JSON object in, one out.
+Result<std::string> ask_mount(const std::string& mount_point, const std::string& request_json,
+                              std::chrono::milliseconds timeout);
+
+/// Takes a mount away without waiting for whoever uses it.
+bool detach(const std::string& mount_point);
+
+}  // namespace fermata::ctl

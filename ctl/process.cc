@@ -1,0 +1,106 @@
+#include "ctl/process.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+extern char** environ;
+
+namespace fermata::ctl {
+namespace {
+
+/// mountinfo writes space, tab, newline and backslash as \ooo.
+std::string unescape(const std::string& text) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '\\' && i + 3 < text.size()) {
+      out.push_back(static_cast<char>(std::strtol(text.substr(i + 1, 3).c_str(), nullptr, 8)));
+      i += 3;
+    } else {
+      out.push_back(text[i]);
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+Result<int> run_program(const std::vector<std::string>& argv) {
+  std::vector<char*> arguments;
+  for (const std::string& argument : argv) arguments.push_back(const_cast<char*>(argument.c_str()));
+  arguments.push_back(nullptr);
+  pid_t pid = 0;
+  if (const int error =
+          posix_spawn(&pid, argv[0].c_str(), nullptr, nullptr, arguments.data(), environ);
+      error != 0)
+    return from_errno(error);
+  int status = 0;
+  while (waitpid(pid, &status, 0) < 0)
+    if (errno != EINTR) return last_errno();
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+bool is_alive(pid_t pid) {
+  if (pid <= 0 || (kill(pid, 0) != 0 && errno != EPERM)) return false;
+  std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
+  std::string line;
+  std::getline(stat, line);
+  const std::size_t after_name = line.rfind(')');
+  return after_name == std::string::npos ||
+         line.compare(after_name, 3, ") Z") != 0;  // a zombie has ended
+}
+
+pid_t running_pid(const std::string& pidfile, const std::string& name) {
+  std::ifstream file(pidfile);
+  pid_t pid = 0;
+  if (!(file >> pid) || !is_alive(pid)) return 0;
+  std::ifstream comm("/proc/" + std::to_string(pid) + "/comm");
+  std::string running;
+  std::getline(comm, running);
+  return running == name.substr(0, 15) ? pid : 0;  // the kernel keeps 15 bytes of a name
+}
+
+bool wait_until(std::chrono::milliseconds timeout, const std::function<bool()>& done) {
+  const auto until = std::chrono::steady_clock::now() + timeout;
+  while (!done()) {
+    if (std::chrono::steady_clock::now() >= until) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return true;
+}
+
+bool stop_process(pid_t pid, std::chrono::milliseconds patience) {
+  kill(pid, SIGTERM);
+  if (wait_until(patience, [pid] { return !is_alive(pid); })) return true;
+  kill(pid, SIGKILL);
+  wait_until(std::chrono::seconds(5), [pid] { return !is_alive(pid); });
+  return false;
+}
+
+bool is_fermata_mount(const std::string& path) {
+  std::error_code error;
+  const std::string absolute = std::filesystem::absolute(path, error).lexically_normal().string();
+  std::string wanted = absolute;
+  while (wanted.size() > 1 && wanted.back() == '/') wanted.pop_back();
+  std::ifstream mounts("/proc/self/mountinfo");
+  for (std::string line; std::getline(mounts, line);) {
+    std::istringstream fields(line);
+    std::string id, parent, device, root, target, word, type;
+    fields >> id >> parent >> device >> root >> target;
+    while (fields >> word && word != "-") {
+    }
+    fields >> type;
+    if (unescape(target) == wanted && type == "fuse.fermata") return true;
+  }
+  return false;
+}
+
+}  // namespace fermata::ctl
