@@ -140,7 +140,7 @@ void RaftCore::Impl::on_persisted(std::uint64_t up_to, TimePoint now, Output& ou
     marks.pop_front();
   }
   RAFT_ASSERT(reached <= last);
-  while (durable < reached) {
+  while (durable < reached && !tail.empty()) {
     tail.pop_front();
     durable = durable.next();
   }
@@ -225,6 +225,7 @@ Term RaftCore::term() const { return impl_->hard.term; }
 NodeId RaftCore::primary() const { return impl_->primary; }
 LogIndex RaftCore::commit() const { return impl_->commit; }
 LogIndex RaftCore::last_index() const { return impl_->last; }
+LogIndex RaftCore::durable_index() const { return impl_->durable; }
 const Membership& RaftCore::membership() const { return impl_->membership(); }
 bool RaftCore::may_read(TimePoint now) const { return impl_->may_read(now); }
 LogIndex RaftCore::read_index() const { return impl_->commit; }

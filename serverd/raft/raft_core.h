@@ -9,7 +9,8 @@
 //      order in which they were filled; several may be persisted by one fdatasync.
 //   2. `messages` may be sent at once (the leader's appends travel while its own disk works
 //      [thesis 10.2.1]).
-//   3. Entries up to `commit` may be applied, in order, once they are durable here.
+//   3. Entries up to `commit` may be applied, in order, once they are durable here: up to
+//      min(commit(), durable_index()).
 //
 // Raft as in [thesis], with pre-vote (9.6), check-quorum and leader lease (6.4.1), ReadIndex (6.4),
 // pipelined and batched append (10.2), learners (4.2.1), one-at-a-time membership (4.1 with the
@@ -174,7 +175,8 @@ class RaftCore {
   Term term() const;
   NodeId primary() const;  ///< as far as known; none if not
   LogIndex commit() const;
-  LogIndex last_index() const;  ///< of the log, durable or not
+  LogIndex last_index() const;     ///< of the log, durable or not
+  LogIndex durable_index() const;  ///< this log is known durable here up to this
   const Membership& membership() const;
   /// True while this node is primary, holds the leader lease (a majority answered a heartbeat round
   /// begun less than election_timeout_min - clock_drift_max ago) and has committed an entry of its
