@@ -1,0 +1,250 @@
+#include "test/support/mini_cluster.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <stdexcept>
+#include <thread>
+
+namespace fermata::test {
+namespace {
+
+namespace fs = std::filesystem;
+namespace json = boost::json;
+
+/// False for zombies too: whoever should reap a daemon's corpse may not.
+bool is_alive(pid_t pid) {
+  if (pid <= 1 || kill(pid, 0) != 0) return false;
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string line;
+  std::getline(file, line);
+  const std::size_t after_name = line.rfind(')');
+  return after_name == std::string::npos || line.compare(after_name, 3, ") Z") != 0;
+}
+
+pid_t pid_in(const std::string& path) {
+  std::ifstream file(path);
+  pid_t pid = 0;
+  file >> pid;
+  return is_alive(pid) ? pid : 0;
+}
+
+void kill_and_wait(pid_t pid) {
+  if (pid <= 1) return;
+  kill(pid, SIGKILL);
+  eventually([pid] { return !is_alive(pid); }, std::chrono::seconds(10));
+}
+
+[[noreturn]] void fail(const std::string& what, const RunResult& result) {
+  throw std::runtime_error(what + " (exit code " + std::to_string(result.exit_code) + "):\n" +
+                           result.out);
+}
+
+}  // namespace
+
+RunResult run(const std::string& command, std::chrono::seconds timeout) {
+  int fds[2];
+  if (pipe2(fds, O_CLOEXEC) != 0) throw std::runtime_error("pipe2 failed");
+  const pid_t child = fork();
+  if (child < 0) throw std::runtime_error("fork failed");
+  if (child == 0) {
+    setpgid(0, 0);
+    dup2(fds[1], STDOUT_FILENO);
+    dup2(fds[1], STDERR_FILENO);
+    const int null = open("/dev/null", O_RDONLY);
+    dup2(null, STDIN_FILENO);
+    execl("/bin/bash", "bash", "-euo", "pipefail", "-c", command.c_str(),
+          static_cast<char*>(nullptr));
+    _exit(127);
+  }
+  close(fds[1]);
+  RunResult result;
+  const auto until = std::chrono::steady_clock::now() + timeout;
+  bool killed = false;
+  int status = 0;
+  bool reaped = false;
+  // The command may leave daemons behind that hold the pipe: its own end counts, not the pipe's.
+  for (;;) {
+    pollfd ready{fds[0], POLLIN, 0};
+    if (poll(&ready, 1, 20) > 0) {
+      char buffer[65536];
+      const ssize_t size = read(fds[0], buffer, sizeof buffer);
+      if (size > 0) {
+        result.out.append(buffer, static_cast<std::size_t>(size));
+        continue;
+      }
+      if (reaped || size == 0) break;
+    }
+    if (reaped) break;
+    reaped = waitpid(child, &status, WNOHANG) == child;
+    if (!killed && std::chrono::steady_clock::now() > until) {
+      killed = true;
+      result.out += "\n[killed after " + std::to_string(timeout.count()) + " s]\n";
+      kill(-child, SIGKILL);
+    }
+  }
+  close(fds[0]);
+  if (!reaped) waitpid(child, &status, 0);
+  result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return result;
+}
+
+bool eventually(const std::function<bool()>& done, std::chrono::milliseconds timeout) {
+  const auto until = std::chrono::steady_clock::now() + timeout;
+  while (!done()) {
+    if (std::chrono::steady_clock::now() > until) return false;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return true;
+}
+
+std::string why_no_mounts() {
+  if (geteuid() != 0) return "mounting in tests needs root";
+  if (access("/dev/fuse", R_OK | W_OK) != 0) return "/dev/fuse cannot be opened";
+  return {};
+}
+
+std::string MiniCluster::bin(const std::string& program) const {
+  const fs::path self = fs::read_symlink("/proc/self/exe");
+  return (self.parent_path() / program).string();
+}
+
+MiniCluster::MiniCluster(Options options) {
+  char name[] = "/tmp/fermata-test.XXXXXX";
+  if (mkdtemp(name) == nullptr) throw std::runtime_error("mkdtemp failed");
+  dir_ = name;
+  dir_ += "/c";
+  std::string command = "mini start --dir " + dir_ + " --nodes " + std::to_string(options.nodes);
+  if (options.mount) command += " --mount " + mnt();
+  if (!options.mount_options.empty()) command += " -o " + options.mount_options;
+  if (options.mount) mounts_.push_back(mnt());
+  const RunResult result = fermata(command);
+  if (result.exit_code != 0) {
+    const std::string all = logs();
+    this->~MiniCluster();
+    fail("mini start failed", {result.exit_code, result.out + all});
+  }
+}
+
+MiniCluster::~MiniCluster() {
+  // Daemons first, then their mounts: a mount without its daemon is aborted and detached.
+  for (std::size_t i = 0; i < mounts_.size(); ++i) {
+    const std::string pidfile =
+        i == 0 && mounts_[0] == mnt() ? dir_ + "/mount.pid" : mounts_[i] + ".pid";
+    const pid_t pid = pid_in(pidfile);
+    if (pid != 0) kill(pid, SIGTERM);
+    if (pid != 0 && !eventually([pid] { return !is_alive(pid); }, std::chrono::seconds(10)))
+      kill_and_wait(pid);
+    umount2(mounts_[i].c_str(), MNT_DETACH);
+  }
+  mounts_.clear();
+  for (int node = 1; node <= 5; ++node)
+    kill_and_wait(pid_in(dir_ + "/node" + std::to_string(node) + ".pid"));
+  std::error_code error;
+  if (std::getenv("FERMATA_KEEP_TEST_DIRS") == nullptr)
+    fs::remove_all(fs::path(dir_).parent_path(), error);
+}
+
+std::string MiniCluster::mount_another(const std::string& options) {
+  const std::string point = dir_ + "-mnt" + std::to_string(mounts_.size());
+  mounts_.push_back(point);
+  std::string command = "mount " + servers() + " " + point + " --cache-dir " + point +
+                        ".cache --pidfile " + point + ".pid --log " + point + ".log";
+  if (!options.empty()) command += " -o " + options;
+  const RunResult result = fermata(command);
+  if (result.exit_code != 0) fail("mount failed", {result.exit_code, result.out + logs()});
+  return point;
+}
+
+void MiniCluster::kill_mount(const std::string& mount_point) {
+  kill_and_wait(pid_in(mount_point == mnt() ? dir_ + "/mount.pid" : mount_point + ".pid"));
+  umount2(mount_point.c_str(), MNT_DETACH);
+}
+
+void MiniCluster::umount(const std::string& mount_point) {
+  const RunResult result = fermata("umount " + mount_point);
+  if (result.exit_code != 0) fail("umount failed", result);
+}
+
+bool MiniCluster::runs(int node) const {
+  return pid_in(dir_ + "/node" + std::to_string(node) + ".pid") != 0;
+}
+
+void MiniCluster::kill_node(int node) {
+  kill_and_wait(pid_in(dir_ + "/node" + std::to_string(node) + ".pid"));
+}
+
+int MiniCluster::primary() {
+  int found = 0;
+  const bool there = eventually([&] {
+    const RunResult status = fermata("status --json --no-digest " + servers());
+    std::error_code error;
+    const json::value document = json::parse(status.out, error);
+    if (error || !document.is_object()) return false;
+    const json::value* primary = document.as_object().if_contains("primary");
+    if (primary == nullptr) return false;
+    found = static_cast<int>(primary->to_number<int>());
+    return true;
+  });
+  if (!there) throw std::runtime_error("no primary within 30 s" + logs());
+  return found;
+}
+
+int MiniCluster::kill_primary() {
+  const int node = primary();
+  kill_node(node);
+  return node;
+}
+
+void MiniCluster::restart_node(int node) {
+  const RunResult result =
+      fermata("mini restart --dir " + dir_ + " --node " + std::to_string(node));
+  if (result.exit_code != 0) fail("mini restart failed", {result.exit_code, result.out + logs()});
+}
+
+bool MiniCluster::digests_equal() {
+  return eventually([&] { return fermata("digest " + servers()).exit_code == 0; },
+                    std::chrono::seconds(60));
+}
+
+RunResult MiniCluster::fermata(const std::string& arguments) {
+  return run(bin("fermata") + " " + arguments, std::chrono::seconds(180));
+}
+
+long MiniCluster::rpc_count(const std::string& mount_point) {
+  const RunResult result = fermata("cache stat --json " + mount_point);
+  std::error_code error;
+  const json::value document = json::parse(result.out, error);
+  if (error || !document.is_object()) fail("cache stat gave no JSON", result);
+  long total = 0;
+  for (const auto& field : document.as_object().at("rpcs").as_object())
+    if (field.key() != "renew_session") total += field.value().to_number<long>();
+  return total;
+}
+
+std::string MiniCluster::logs() const {
+  std::string all;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(fs::path(dir_).parent_path(), error)) {
+    if (entry.path().extension() == ".log")
+      all +=
+          "\n== " + entry.path().string() + "\n" + run("tail -n 40 " + entry.path().string()).out;
+  }
+  for (const auto& entry : fs::directory_iterator(dir_, error)) {
+    if (entry.path().extension() == ".log")
+      all +=
+          "\n== " + entry.path().string() + "\n" + run("tail -n 40 " + entry.path().string()).out;
+  }
+  return all;
+}
+
+}  // namespace fermata::test
