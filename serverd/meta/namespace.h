@@ -28,6 +28,7 @@
 #include "common/base/mutex.h"
 #include "common/wire/commands.h"
 #include "serverd/meta/records.h"
+#include "serverd/meta/txn.h"
 #include "serverd/raft/replicated_log.h"
 #include "serverd/store/kv_store.h"
 
@@ -158,6 +159,8 @@ class Namespace final : public StateMachine {
   struct Digests;
   Namespace(KvStore& store, NamespaceListener* listener);
   Status load();
+  Status write(Txn& txn, LogIndex applied);
+  void tell_chunks(const std::vector<Txn::ChunkEvent>& events);
   Result<Content> read_content(InodeId inode, const InodeRecord& record, std::optional<LogIndex> at,
                                std::uint32_t first_chunk, std::size_t chunks_max) const;
   Result<InodeRecord> inode(InodeId inode) const;

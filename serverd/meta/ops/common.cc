@@ -1,0 +1,50 @@
+#include "common/base/limits.h"
+#include "serverd/meta/codec.h"
+#include "serverd/meta/ops/ops.h"
+
+namespace fermata::serverd {
+namespace {
+constexpr std::uint32_t kSetUid = 04000, kSetGid = 02000, kGroupExecute = 00010;
+}
+
+Result<DirectoryOrRefusal> live_directory(Txn& txn, InodeId inode) {
+  FM_TRY(auto record, txn.inode(inode));
+  DirectoryOrRefusal found;
+  if (!record) {
+    found.refusal = std::make_error_code(std::errc::no_such_file_or_directory);
+  } else if (!record->is_directory()) {
+    found.refusal = std::make_error_code(std::errc::not_a_directory);
+  } else if (record->nlink == 0) {
+    found.refusal = std::make_error_code(std::errc::no_such_file_or_directory);
+  } else {
+    found.record = std::move(*record);
+  }
+  return found;
+}
+
+std::error_code check_name(std::string_view name) {
+  if (name.size() > kNameMax) return std::make_error_code(std::errc::filename_too_long);
+  if (name.empty() || name == "." || name == ".." ||
+      name.find_first_of(std::string_view("/\0", 2)) != std::string_view::npos)
+    return std::make_error_code(std::errc::invalid_argument);
+  return {};
+}
+
+Result<InodeRecord> known_inode(Txn& txn, InodeId inode) {
+  FM_TRY(auto record, txn.inode(inode));
+  if (!record) return Errc::kCorruptStore;
+  return std::move(*record);
+}
+
+void touch(InodeRecord& directory, Timestamp now) {
+  directory.mtime = now;
+  directory.ctime = now;
+}
+
+void clear_suid_sgid(InodeRecord& record) {
+  if (record.is_directory()) return;
+  record.mode &= ~kSetUid;
+  if (record.mode & kGroupExecute) record.mode &= ~kSetGid;
+}
+
+}  // namespace fermata::serverd

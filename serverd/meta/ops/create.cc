@@ -1,0 +1,84 @@
+// mknod, mkdir, symlink, and the create half of open.
+#include "common/base/limits.h"
+#include "serverd/meta/ops/ops.h"
+
+namespace fermata::serverd {
+namespace {
+
+constexpr std::uint32_t kSetGid = 02000;
+
+std::error_code check_target(const CreateOp& op) {
+  if (op.type != FileType::kSymlink) return {};
+  if (op.symlink_target.empty()) return std::make_error_code(std::errc::no_such_file_or_directory);
+  if (op.symlink_target.size() > kSymlinkMax)
+    return std::make_error_code(std::errc::filename_too_long);
+  return {};
+}
+
+/// The name is taken: success for an open(O_CREAT) of a regular file.
+Outcome found(const CreateOp& op, const Dirent& entry) {
+  if (op.exclusive) return refuse(std::errc::file_exists);
+  if (entry.type == FileType::kDirectory) return refuse(std::errc::is_a_directory);
+  if (entry.type != FileType::kRegular) return refuse(std::errc::file_exists);
+  CommandResult result;
+  result.inode = entry.inode;
+  return result;
+}
+
+InodeRecord new_inode(const OpContext& context, const CreateOp& op, const InodeRecord& parent) {
+  const bool directory = op.type == FileType::kDirectory;
+  InodeRecord record;
+  record.type = op.type;
+  record.mode = op.type == FileType::kSymlink ? 0777 : op.mode & 07777;
+  record.nlink = directory ? 2 : 1;
+  record.uid = op.uid;
+  record.gid = op.gid;
+  if (parent.mode & kSetGid) {
+    record.gid = parent.gid;
+    if (directory) record.mode |= kSetGid;
+  }
+  if (op.type == FileType::kCharDevice || op.type == FileType::kBlockDevice) record.rdev = op.rdev;
+  if (op.type == FileType::kSymlink) {
+    record.symlink_target = op.symlink_target;
+    record.size_bytes = op.symlink_target.size();
+  }
+  record.atime = record.mtime = record.ctime = record.btime = context.now();
+  if (directory) record.parent = op.parent;
+  return record;
+}
+
+}  // namespace
+
+Outcome apply_op(OpContext& context, const CreateOp& op) {
+  Txn& txn = context.txn;
+  FM_TRY(auto directory, live_directory(txn, op.parent));
+  if (directory.refusal) return refuse(directory.refusal);
+  InodeRecord& parent = directory.record;
+  if (const auto bad = check_name(op.name)) return refuse(bad);
+  FM_TRY(const auto existing, txn.dentry(op.parent, op.name));
+  if (existing) return found(op, *existing);
+  if (context.mutate.expected_inode) return refuse(Errc::kRetry);
+  if (const auto bad = check_target(op)) return refuse(bad);
+  const bool is_directory = op.type == FileType::kDirectory;
+  if (is_directory && parent.nlink >= kDirectoryLinksMax) return refuse(std::errc::too_many_links);
+
+  StateRecord& state = txn.state();
+  const InodeId inode(state.next_inode++ | std::uint64_t{context.command.volume.value()} << 48);
+  ++state.inodes;
+  FM_CHECK(txn.put_inode(inode, new_inode(context, op, parent)));
+  FM_CHECK(txn.put_dentry(op.parent, {.name = op.name,
+                                      .inode = inode,
+                                      .type = op.type,
+                                      .cookie = parent.next_cookie,
+                                      .since = {}}));
+  parent.next_cookie = parent.next_cookie.next();
+  ++parent.entries;
+  if (is_directory) ++parent.nlink;
+  touch(parent, context.now());
+  FM_CHECK(txn.put_inode(op.parent, std::move(parent)));
+  CommandResult result;
+  result.inode = inode;
+  return result;
+}
+
+}  // namespace fermata::serverd

@@ -1,0 +1,86 @@
+// One function per operation: what a command does to the records, decided by nothing but them and
+// the command.
+//
+// An Outcome is a CommandResult, refusals (ENOENT, kStaleBase, ...) included; its error side is for
+// a store that fails, which stops the node. The caller rolls a refused command back, so it has no
+// effect whatever the function wrote before. Errors come in the order in which Linux and ext4 find
+// them.
+#pragma once
+
+#include <string_view>
+
+#include "serverd/meta/txn.h"
+
+namespace fermata::serverd {
+
+using Outcome = Result<CommandResult>;
+
+/// A client's mutation in its command.
+struct OpContext {
+  Txn& txn;
+  const fermata::Command& command;
+  const MutateCommand& mutate;
+  Timestamp now() const { return command.time; }
+};
+
+Outcome apply_op(OpContext& context, const CreateOp& op);
+Outcome apply_op(OpContext& context, const LinkOp& op);
+Outcome apply_op(OpContext& context, const UnlinkOp& op);
+Outcome apply_op(OpContext& context, const RmdirOp& op);
+Outcome apply_op(OpContext& context, const RenameOp& op);
+Outcome apply_op(OpContext& context, const SetAttrOp& op);
+Outcome apply_op(OpContext& context, const SetXattrOp& op);
+Outcome apply_op(OpContext& context, const RemoveXattrOp& op);
+Outcome apply_op(OpContext& context, const CommitOp& op);
+Outcome apply_op(OpContext& context, const ReleaseOrphansOp& op);
+
+Outcome apply_bootstrap(Txn& txn, const fermata::Command& command, const BootstrapCommand& body);
+Outcome apply_open_session(Txn& txn, const fermata::Command& command,
+                           const OpenSessionCommand& body);
+/// `ended` gets those that lived.
+Outcome apply_end_sessions(Txn& txn, const EndSessionsCommand& body, std::vector<SessionId>& ended);
+Outcome apply_prune_history(Txn& txn, const PruneHistoryCommand& body);
+Outcome apply_drop_chunks(Txn& txn, const DropChunksCommand& body);
+
+// ---- shared by operations
+
+/// Names of a directory: 2 and one per subdirectory. As ext4's dir_nlink, subdirectories are not
+/// held to kLinkCountMax.
+inline constexpr std::uint32_t kDirectoryLinksMax = 1u << 31;
+/// A file's patches: beyond these a commit is kTooLarge and the client sends chunks.
+inline constexpr std::uint32_t kPatchesMax = 64;
+inline constexpr std::uint32_t kPatchBytesMax = 1u << 20;
+
+inline Outcome refuse(std::error_code code) {
+  CommandResult result;
+  result.error = to_wire(code);
+  return result;
+}
+inline Outcome refuse(std::errc code) { return refuse(std::make_error_code(code)); }
+inline Outcome refuse(Errc code) { return refuse(fermata::make_error_code(code)); }
+
+/// A directory that entries may be made in, or why not: ENOENT (also when it was removed), ENOTDIR.
+struct DirectoryOrRefusal {
+  std::error_code refusal;
+  InodeRecord record;
+};
+Result<DirectoryOrRefusal> live_directory(Txn& txn, InodeId inode);
+/// EINVAL, ENAMETOOLONG.
+std::error_code check_name(std::string_view name);
+/// An inode that a dentry or caller names must be there: kCorruptStore otherwise.
+Result<InodeRecord> known_inode(Txn& txn, InodeId inode);
+
+/// After entries of `directory` changed: mtime and ctime.
+void touch(InodeRecord& directory, Timestamp now);
+/// As a write or chown by one without CAP_FSETID: setuid, and setgid where the group may execute.
+void clear_suid_sgid(InodeRecord& record);
+
+/// Takes one name away from a file, or the last one from an empty directory, and stores it: an
+/// orphan if sessions have it open, gone otherwise.
+Status drop_link(OpContext& context, InodeId inode, InodeRecord record, bool open_here);
+/// Moves an inode and all that hangs on it to history.
+Status reap(Txn& txn, InodeId inode);
+/// The session no longer has the unlinked inode open.
+Status release_orphan(Txn& txn, InodeId inode, SessionId session);
+
+}  // namespace fermata::serverd

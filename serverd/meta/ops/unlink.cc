@@ -1,0 +1,27 @@
+// unlink(2): takes a name from anything but a directory.
+#include "serverd/meta/ops/ops.h"
+
+namespace fermata::serverd {
+
+Outcome apply_op(OpContext& context, const UnlinkOp& op) {
+  Txn& txn = context.txn;
+  FM_TRY(auto directory, live_directory(txn, op.parent));
+  if (directory.refusal) return refuse(directory.refusal);
+  if (const auto bad = check_name(op.name)) return refuse(bad);
+  FM_TRY(const auto entry, txn.dentry(op.parent, op.name));
+  if (!entry) return refuse(std::errc::no_such_file_or_directory);
+  if (entry->type == FileType::kDirectory) return refuse(std::errc::is_a_directory);
+  if (entry->inode != context.mutate.expected_inode) return refuse(Errc::kRetry);
+
+  FM_TRY(auto record, known_inode(txn, entry->inode));
+  FM_CHECK(txn.erase_dentry(op.parent, *entry));
+  --directory.record.entries;
+  touch(directory.record, context.now());
+  FM_CHECK(txn.put_inode(op.parent, std::move(directory.record)));
+  FM_CHECK(drop_link(context, entry->inode, std::move(record), op.open_here));
+  CommandResult result;
+  result.removed = entry->inode;
+  return result;
+}
+
+}  // namespace fermata::serverd

@@ -1,0 +1,278 @@
+// Reads of the applied state.
+#include "common/base/limits.h"
+#include "serverd/meta/codec.h"
+#include "serverd/meta/namespace.h"
+#include "serverd/meta/past.h"
+
+namespace fermata::serverd {
+
+Result<InodeRecord> Namespace::inode(InodeId inode) const {
+  FM_TRY(const auto value, store_.get(Family::kInodes, key_of(inode)));
+  if (!value) return std::errc::no_such_file_or_directory;
+  return decode_inode(*value);
+}
+
+Result<InodeRecord> Namespace::directory(InodeId inode) const {
+  FM_TRY(auto record, this->inode(inode));
+  if (!record.is_directory()) return std::errc::not_a_directory;
+  return record;
+}
+
+Result<Attr> Namespace::attr(InodeId inode) const {
+  FM_TRY(const auto record, this->inode(inode));
+  return to_attr(inode, record);
+}
+
+Result<std::optional<Dirent>> Namespace::lookup(InodeId parent, std::string_view name) const {
+  FM_TRY(const auto value, store_.get(Family::kDentries, key_of(parent, name)));
+  if (value) {
+    FM_TRY(auto entry, decode_dentry(name, *value));
+    return std::optional(std::move(entry));
+  }
+  FM_TRY(const auto record, directory(parent));
+  return std::optional<Dirent>();
+}
+
+Result<Namespace::Listing> Namespace::readdir(InodeId directory, Cookie after,
+                                              std::size_t entries_max) const {
+  FM_TRY(const auto record, this->directory(directory));
+  Listing listing;
+  const std::string end = prefix_end(key_of(directory));
+  const auto it = store_.iterate(Family::kCookies, key_of(directory, after.next()), end);
+  for (; it->valid() && listing.entries.size() < entries_max; it->next()) {
+    FM_TRY(auto entry, decode_cookie(Cookie(number_in(it->key(), 8)), it->value()));
+    listing.entries.push_back(std::move(entry));
+  }
+  listing.end = !it->valid();
+  FM_CHECK(it->status());
+  return listing;
+}
+
+Result<std::map<std::string, std::string>> Namespace::xattrs(InodeId inode) const {
+  FM_TRY(const auto record, this->inode(inode));
+  std::map<std::string, std::string> xattrs;
+  if (record.xattr_name_bytes == 0) return xattrs;
+  const std::string prefix = key_of(inode);
+  const auto it = store_.iterate(Family::kXattrs, prefix, prefix_end(prefix));
+  for (; it->valid(); it->next()) {
+    FM_TRY(auto value, decode_bytes(it->value()));
+    xattrs.emplace(it->key().substr(prefix.size()), std::move(value));
+  }
+  FM_CHECK(it->status());
+  return xattrs;
+}
+
+Result<Content> Namespace::read_content(InodeId inode, const InodeRecord& record,
+                                        std::optional<LogIndex> at, std::uint32_t first_chunk,
+                                        std::size_t chunks_max) const {
+  Content content;
+  content.kind = record.content;
+  content.version = record.version;
+  content.size_bytes = record.size_bytes;
+  const LogIndex when = at.value_or(kNow);
+  if (record.content == ContentKind::kInline) {
+    FM_TRY(const auto value, value_at(store_, Family::kInline, key_of(inode), when));
+    if (!value) return Errc::kCorruptStore;
+    FM_TRY(content.inline_bytes, decode_bytes(*value));
+  }
+  if (record.content != ContentKind::kChunks) return content;
+  const std::string prefix = key_of(inode), end = prefix_end(prefix);
+  if (record.chunks > 0) {
+    FM_TRY(const auto chunks, records_at(store_, Family::kChunks, chunk_key(inode, first_chunk),
+                                         end, when, chunks_max + 1));
+    for (const auto& [key, value] : chunks) {
+      if (content.chunks.size() == chunks_max) {
+        content.more_chunks = true;
+        break;
+      }
+      FM_TRY(const ChunkId id, decode_chunk(value));
+      content.chunks.push_back({chunk_index_in(key), id});
+    }
+  }
+  if (record.patches > 0) {
+    FM_TRY(const auto patches, records_at(store_, Family::kPatches, prefix, end, when, SIZE_MAX));
+    for (const auto& [key, value] : patches) {
+      FM_TRY(auto patch, decode_patch(value));
+      content.patches.push_back(std::move(patch));
+    }
+  }
+  return content;
+}
+
+Result<Content> Namespace::content(InodeId inode, std::uint32_t first_chunk,
+                                   std::size_t chunks_max) const {
+  FM_TRY(const auto record, this->inode(inode));
+  if (record.is_directory()) return std::errc::is_a_directory;
+  if (record.type != FileType::kRegular) return std::errc::invalid_argument;
+  return read_content(inode, record, std::nullopt, first_chunk, chunks_max);
+}
+
+Result<Content> Namespace::content_at(InodeId inode, Version version, std::uint32_t first_chunk,
+                                      std::size_t chunks_max) const {
+  FM_TRY(const auto newest, store_.get(Family::kInodes, key_of(inode)));
+  if (newest) {
+    FM_TRY(const auto record, decode_inode(*newest));
+    if (record.is_directory()) return std::errc::is_a_directory;
+    if (record.type != FileType::kRegular) return std::errc::invalid_argument;
+    if (record.version == version)
+      return read_content(inode, record, std::nullopt, first_chunk, chunks_max);
+  }
+  // The version was in force from its index on; what is pruned below history_start does not matter
+  // if it was still in force then.
+  const LogIndex at = std::max(LogIndex(version.value()), history_start());
+  FM_TRY(const auto value, value_at(store_, Family::kInodes, key_of(inode), at));
+  if (!value) return Errc::kTruncatedHistory;
+  FM_TRY(const auto record, decode_inode(*value));
+  if (record.version != version) return Errc::kTruncatedHistory;
+  return read_content(inode, record, at, first_chunk, chunks_max);
+}
+
+Result<Attr> Namespace::attr_at(InodeId inode, LogIndex at) const {
+  if (at < history_start()) return Errc::kTruncatedHistory;
+  FM_TRY(const auto value, value_at(store_, Family::kInodes, key_of(inode), at));
+  if (!value) return std::errc::no_such_file_or_directory;
+  FM_TRY(const auto record, decode_inode(*value));
+  return to_attr(inode, record);
+}
+
+Result<std::optional<Dirent>> Namespace::lookup_at(InodeId parent, std::string_view name,
+                                                   LogIndex at) const {
+  FM_TRY(const Attr directory, attr_at(parent, at));
+  if (directory.type != FileType::kDirectory) return std::errc::not_a_directory;
+  FM_TRY(const auto value, value_at(store_, Family::kDentries, key_of(parent, name), at));
+  if (!value) return std::optional<Dirent>();
+  FM_TRY(auto entry, decode_dentry(name, *value));
+  return std::optional(std::move(entry));
+}
+
+Result<Namespace::Listing> Namespace::readdir_at(InodeId directory, LogIndex at,
+                                                 std::string_view after,
+                                                 std::size_t entries_max) const {
+  FM_TRY(const Attr attr, attr_at(directory, at));
+  if (attr.type != FileType::kDirectory) return std::errc::not_a_directory;
+  const std::string prefix = key_of(directory);
+  std::string lower = key_of(directory, after);
+  if (!after.empty()) lower += '\0';  // the least name above
+  FM_TRY(const auto records,
+         records_at(store_, Family::kDentries, lower, prefix_end(prefix), at, entries_max + 1));
+  Listing listing;
+  listing.end = records.size() <= entries_max;
+  for (const auto& [key, value] : records) {
+    if (listing.entries.size() == entries_max) break;
+    FM_TRY(auto entry, decode_dentry(std::string_view(key).substr(prefix.size()), value));
+    listing.entries.push_back(std::move(entry));
+  }
+  return listing;
+}
+
+Result<std::optional<Session>> Namespace::session(SessionId session) const {
+  FM_TRY(const auto value, store_.get(Family::kSessions, key_of(session)));
+  if (!value) return std::optional<Session>();
+  FM_TRY(auto record, decode_session(session, *value));
+  return std::optional(std::move(record));
+}
+
+Result<std::vector<Session>> Namespace::sessions() const {
+  std::vector<Session> sessions;
+  const auto it = store_.iterate(Family::kSessions, {}, {});
+  for (; it->valid(); it->next()) {
+    FM_TRY(auto session, decode_session(SessionId(number_in(it->key(), 0)), it->value()));
+    sessions.push_back(std::move(session));
+  }
+  FM_CHECK(it->status());
+  return sessions;
+}
+
+Result<std::optional<CommandResult>> Namespace::request_result(SessionId session,
+                                                               Sequence sequence) const {
+  FM_TRY(const auto value, store_.get(Family::kRequests, key_of(session, sequence)));
+  if (value && sequence != kAnsweredBelow) {
+    FM_TRY(const auto result, decode_result(*value));
+    return std::optional(result);
+  }
+  FM_TRY(const auto mark, store_.get(Family::kRequests, key_of(session, kAnsweredBelow)));
+  if (!mark) return std::optional<CommandResult>();
+  FM_TRY(const std::uint64_t below, decode_number(*mark));
+  if (sequence.value() < below) return Errc::kStaleEpoch;
+  return std::optional<CommandResult>();
+}
+
+Namespace::Counters Namespace::counters() const {
+  const StateRecord state = this->state();
+  return {.cluster = state.cluster,
+          .inodes = state.inodes,
+          .chunks = state.chunks,
+          .garbage = state.garbage,
+          .conflicts = state.conflicts,
+          .history_start = state.history_start};
+}
+
+Result<std::vector<Namespace::OrphanEntry>> Namespace::orphans() const {
+  std::vector<OrphanEntry> orphans;
+  const auto it = store_.iterate(Family::kOrphans, {}, {});
+  for (; it->valid(); it->next())
+    orphans.push_back({InodeId(number_in(it->key(), 0)), SessionId(number_in(it->key(), 8))});
+  FM_CHECK(it->status());
+  return orphans;
+}
+
+Result<std::vector<Namespace::ChunkUse>> Namespace::chunk_uses(ChunkId after,
+                                                               std::size_t chunks_max) const {
+  // Two families, each in id order, no id in both.
+  std::string lower;
+  if (after) lower = key_of(after) + '\0';
+  const auto used = store_.iterate(Family::kChunkRefs, lower, {});
+  const auto garbage = store_.iterate(Family::kGarbage, lower, {});
+  std::vector<ChunkUse> uses;
+  while (uses.size() < chunks_max && (used->valid() || garbage->valid())) {
+    const bool take_used = used->valid() && (!garbage->valid() || used->key() < garbage->key());
+    KvIterator& it = take_used ? *used : *garbage;
+    ChunkUse use;
+    FM_TRY(use.id, decode_chunk_key(it.key()));
+    if (take_used) {
+      FM_TRY(use.references, decode_number(it.value()));
+    }
+    uses.push_back(use);
+    it.next();
+  }
+  FM_CHECK(used->status());
+  FM_CHECK(garbage->status());
+  return uses;
+}
+
+Result<std::uint64_t> Namespace::chunk_references(ChunkId id) const {
+  FM_TRY(const auto value, store_.get(Family::kChunkRefs, key_of(id)));
+  if (!value) return std::uint64_t{0};
+  return decode_number(*value);
+}
+
+Result<std::vector<ChunkId>> Namespace::garbage(LogIndex before, std::size_t chunks_max) const {
+  std::vector<ChunkId> chunks;
+  const auto it = store_.iterate(Family::kGarbage, {}, {});
+  for (; it->valid() && chunks.size() < chunks_max; it->next()) {
+    FM_TRY(const std::uint64_t since, decode_number(it->value()));
+    if (since >= before.value()) continue;
+    FM_TRY(const ChunkId id, decode_chunk_key(it->key()));
+    chunks.push_back(id);
+  }
+  FM_CHECK(it->status());
+  return chunks;
+}
+
+Result<std::vector<Conflict>> Namespace::conflicts(std::size_t conflicts_max) const {
+  std::vector<Conflict> conflicts;
+  const auto it = store_.iterate(Family::kConflicts, {}, {});
+  for (; it->valid(); it->next()) {
+    FM_TRY(auto conflict, decode_conflict(it->key(), it->value()));
+    conflicts.push_back(std::move(conflict));
+  }
+  FM_CHECK(it->status());
+  std::sort(conflicts.begin(), conflicts.end(),
+            [](const Conflict& a, const Conflict& b) { return a.index < b.index; });
+  if (conflicts.size() > conflicts_max)
+    conflicts.erase(conflicts.begin(),
+                    conflicts.end() - static_cast<std::ptrdiff_t>(conflicts_max));
+  return conflicts;
+}
+
+}  // namespace fermata::serverd
