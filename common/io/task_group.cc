@@ -84,9 +84,8 @@ void TaskGroup::cancel_all() {
 
 asio::awaitable<void> TaskGroup::join() {
   auto state = state_;
-  while (!state->tasks.empty()) {
-    if (co_await state->empty.wait()) co_return;
-  }
+  std::error_code cancelled;
+  while (!state->tasks.empty() && !cancelled) cancelled = co_await state->empty.wait();
 }
 
 std::size_t TaskGroup::size() const { return state_->tasks.size(); }

@@ -77,6 +77,9 @@ void NetworkCore::spawn(const char* what, asio::awaitable<void> task) {
 
 void NetworkCore::shut_down() {
   closed = true;
+  for (const auto& weak : std::exchange(listeners, {})) {
+    if (const auto listener = weak.lock()) listener->close();
+  }
   std::vector<std::shared_ptr<RpcConnection>> open;
   for (const auto& [id, connection] : connections) {
     // One that is being destroyed still stands in the list.
@@ -92,13 +95,13 @@ void NetworkCore::shut_down() {
 
 asio::awaitable<void> NetworkCore::stop(std::shared_ptr<NetworkCore> core) {
   core->shut_down();
-  while (core->running != 0) {
-    if (co_await core->all_ended.wait()) co_return;
-  }
+  std::error_code cancelled;
+  while (core->running != 0 && !cancelled) cancelled = co_await core->all_ended.wait();
 }
 
 void ListenerCore::close() {
-  closed = true;
+  if (std::exchange(closed, true)) return;
+  stop_listening();
   for (const auto& [id, weak] : std::exchange(connections, {})) {
     if (const auto connection = weak.lock()) connection->abort();
   }

@@ -12,6 +12,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "common/env/clock.h"
 #include "common/io/waiter.h"
@@ -78,6 +79,7 @@ class LogLimiter {
 
 class RpcConnection;
 struct ConnectAttempt;
+struct ListenerCore;
 
 class NetworkCore : public std::enable_shared_from_this<NetworkCore> {
  public:
@@ -85,7 +87,7 @@ class NetworkCore : public std::enable_shared_from_this<NetworkCore> {
 
   /// Runs a coroutine that stop() waits for. What escapes it is logged.
   void spawn(const char* what, boost::asio::awaitable<void> task);
-  /// Closes every connection at once, fails every connect(). Nothing new opens afterwards.
+  /// Closes every listener and connection at once, fails every connect(). Nothing opens afterwards.
   void shut_down();
   /// shut_down(), then waits until no coroutine of this network runs: handlers may go then.
   static boost::asio::awaitable<void> stop(std::shared_ptr<NetworkCore> core);
@@ -99,19 +101,21 @@ class NetworkCore : public std::enable_shared_from_this<NetworkCore> {
   std::uint64_t next_connection_id = 1;
   std::map<std::uint64_t, RpcConnection*> connections;  // in order of making: deterministic
   std::set<std::shared_ptr<ConnectAttempt>> attempts;
+  std::vector<std::weak_ptr<ListenerCore>> listeners;
   std::size_t half_open = 0;
   std::size_t accepted_open = 0;
   std::size_t running = 0;  // coroutines that spawn() and the connections started
   Waiter all_ended;
 };
 
-/// A listener's part that connections see.
+/// A listener's part that connections and the network see.
 struct ListenerCore {
   Hello hello;
   Handler* handler = nullptr;
   std::map<std::uint64_t, std::weak_ptr<RpcConnection>> connections;
   bool closed = false;
-  void close();  ///< and everything it accepted
+  std::function<void()> stop_listening;
+  void close();  ///< and everything it accepted; idempotent
 };
 
 /// Takes an accepted stream through the hello, or refuses it.

@@ -180,12 +180,7 @@ asio::awaitable<void> accept_loop(std::shared_ptr<NetworkCore> core,
 class TcpListener final : public Listener {
  public:
   explicit TcpListener(std::shared_ptr<TcpAcceptor> acceptor) : acceptor_(std::move(acceptor)) {}
-  ~TcpListener() override {
-    boost::system::error_code ignored;
-    acceptor_->socket.close(ignored);
-    acceptor_->pause.cancel();
-    acceptor_->listener.close();
-  }
+  ~TcpListener() override { acceptor_->listener.close(); }
   const std::string& address() const override { return acceptor_->address; }
 
  private:
@@ -248,6 +243,13 @@ Result<std::unique_ptr<Listener>> TcpNetwork::listen(const std::string& address,
   acceptor->address = to_text(acceptor->socket.local_endpoint(error));
   acceptor->listener.hello = std::move(hello);
   acceptor->listener.handler = &handler;
+  acceptor->listener.stop_listening = [raw = acceptor.get()] {
+    boost::system::error_code ignored;
+    raw->socket.close(ignored);
+    raw->pause.cancel();
+  };
+  std::erase_if(core_->listeners, [](const auto& weak) { return weak.expired(); });
+  core_->listeners.push_back(std::shared_ptr<ListenerCore>(acceptor, &acceptor->listener));
   core_->spawn("accept", accept_loop(core_, acceptor));
   return std::unique_ptr<Listener>(std::make_unique<TcpListener>(std::move(acceptor)));
 }
