@@ -90,6 +90,8 @@ void RequestDispatcher::setattr(fuse_req_t request, fuse_ino_t ino, struct stat*
   change.valid = body<abi::SetattrIn>(request).valid &  // libfuse 3.14 drops the kill flag
                  (kSetMode | kSetUid | kSetGid | kSetSize | kSetAtime | kSetMtime | kSetAtimeNow |
                   kSetMtimeNow | kSetCtime | kSetKillSuidGid);
+  // A write to a passthrough file that must drop setuid and setgid arrives as a change of nothing.
+  if (change.valid == 0) change.valid = kSetKillSuidGid;
   change.mode = attr->st_mode;
   change.uid = attr->st_uid;
   change.gid = attr->st_gid;

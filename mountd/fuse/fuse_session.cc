@@ -166,6 +166,10 @@ void FuseSession::stop(std::chrono::milliseconds deadline) {
   std::lock_guard one_at_a_time(core_->stop_mutex_);
   if (std::exchange(core_->stopped_, true)) return;
   auto& core = *core_;
+  {
+    std::lock_guard lock(core.state_mutex_);
+    core.stopping_ = true;
+  }
   tear_down(core);
   core.transport_->stop_reading();
   const auto end = std::chrono::steady_clock::now() + deadline;

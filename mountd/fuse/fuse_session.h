@@ -29,7 +29,7 @@
 namespace fermata::mountd {
 
 struct MountOptions {
-  std::string mount_point;  ///< an existing directory, empty or not
+  std::string mount_point{};  ///< an existing directory, empty or not
   std::string fs_name =
       "fermata";  ///< the "device" that df and mount(8) print, e.g. host:port:/path
   bool read_only = false;
@@ -43,7 +43,7 @@ struct MountOptions {
   /// request, so more watchers than busy cores cost wake-ups.
   unsigned reader_count = 0;
   /// Directories that the daemon itself uses (cache, sockets): a mount point above one is refused.
-  std::vector<std::string> own_directories;
+  std::vector<std::string> own_directories{};
   /// For tests that use the mount from the process that serves it.
   bool allow_own_process = false;
 };

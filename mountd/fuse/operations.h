@@ -60,7 +60,7 @@ enum SetAttributeBits : std::uint32_t {
 };
 
 struct SetAttributes {
-  std::uint32_t valid = 0;  ///< SetAttributeBits; may be 0: nothing to do but answer
+  std::uint32_t valid = 0;  ///< SetAttributeBits
   mode_t mode = 0;
   uid_t uid = 0;
   gid_t gid = 0;

@@ -253,9 +253,14 @@ void SessionCore::set_ended() {
 }
 
 void SessionCore::connection_lost(std::error_code why) {
+  {
+    std::lock_guard lock(state_mutex_);
+    if (ended_ || stopping_) return;
+    ended_ = true;
+  }
   spdlog::info("fuse: {} was unmounted or its connection aborted ({})", mount_point_,
                why.message());
-  set_ended();
+  state_changed_.notify_all();
 }
 
 }  // namespace fermata::mountd

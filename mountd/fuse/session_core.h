@@ -112,6 +112,7 @@ class SessionCore : public TransportHost, public std::enable_shared_from_this<Se
   std::mutex state_mutex_;  // for the condition
   std::condition_variable state_changed_;
   bool initialized_ = false;
+  bool stopping_ = false;
   bool ended_ = false;
   std::mutex stop_mutex_;  // one stop() at a time
   bool stopped_ = false;
