@@ -130,12 +130,14 @@ MiniCluster::MiniCluster(Options options) {
   const RunResult result = fermata(command);
   if (result.exit_code != 0) {
     const std::string all = logs();
-    this->~MiniCluster();
+    clean_up();
     fail("mini start failed", {result.exit_code, result.out + all});
   }
 }
 
-MiniCluster::~MiniCluster() {
+MiniCluster::~MiniCluster() { clean_up(); }
+
+void MiniCluster::clean_up() {
   // Daemons first, then their mounts: a mount without its daemon is aborted and detached.
   for (std::size_t i = 0; i < mounts_.size(); ++i) {
     const std::string pidfile =

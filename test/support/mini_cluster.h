@@ -67,6 +67,8 @@ class MiniCluster {
   std::string logs() const;
 
  private:
+  void clean_up();
+
   std::string dir_;
   std::vector<std::string> mounts_;
 };

@@ -1,0 +1,120 @@
+// What close() acknowledged is never missing, whoever dies.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <cstdio>
+
+#include "common/env/random.h"
+#include "test/integration/cluster/files.h"
+#include "test/support/mini_cluster.h"
+
+namespace fermata::test {
+namespace {
+
+TEST_CASE("200 rounds of write, close, SIGKILL a random node, restart it, read back elsewhere",
+          "[durability]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  SeededRandom random(20'261);
+  std::vector<std::size_t> sizes;
+  int kills = 0;
+  for (int round = 0; round < 200; ++round) {
+    CAPTURE(round);
+    const std::size_t size = random.chance(1, 4) ? random.below(3'000'000) : random.below(70'000);
+    sizes.push_back(size);
+    const std::string name = "/r" + std::to_string(round);
+    write_file(a + name, random_bytes(size, static_cast<std::uint64_t>(round)));
+    const int node = static_cast<int>(random.below(3)) + 1;
+    cluster.kill_node(node);
+    ++kills;
+    REQUIRE(read_file(b + name) == random_bytes(size, static_cast<std::uint64_t>(round)));
+    cluster.restart_node(node);
+    const auto earlier = random.below(static_cast<std::uint64_t>(round) + 1);
+    REQUIRE(read_file(b + "/r" + std::to_string(earlier)) == random_bytes(sizes[earlier], earlier));
+  }
+  CHECK(kills == 200);
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    CAPTURE(i);
+    CHECK(read_file(b + "/r" + std::to_string(i)) == random_bytes(sizes[i], i));
+  }
+  CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("all three nodes killed at once lose no acknowledged close", "[durability]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string mnt = cluster.mnt();
+  int acknowledged = 0;
+  for (int crash = 0; crash < 5; ++crash) {
+    for (int i = 0; i < 40; ++i, ++acknowledged)
+      write_file(mnt + "/f" + std::to_string(acknowledged),
+                 random_bytes(static_cast<std::size_t>(acknowledged) * 791 % 120'000,
+                              static_cast<std::uint64_t>(acknowledged)));
+    REQUIRE(run("kill -KILL $(cat " + cluster.dir() + "/node{1,2,3}.pid)").exit_code == 0);
+    for (int node = 1; node <= 3; ++node) cluster.restart_node(node);
+  }
+  const std::string fresh = cluster.mount_another();
+  for (int i = 0; i < acknowledged; ++i) {
+    CAPTURE(i);
+    REQUIRE(
+        read_file(fresh + "/f" + std::to_string(i)) ==
+        random_bytes(static_cast<std::size_t>(i) * 791 % 120'000, static_cast<std::uint64_t>(i)));
+  }
+  CHECK(cluster.digests_equal());
+}
+
+TEST_CASE(
+    "a client killed by SIGKILL: closed files are whole, its session is gone within the lease term",
+    "[durability]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  for (int i = 0; i < 50; ++i)
+    write_file(b + "/k" + std::to_string(i), random_bytes(65'536, static_cast<std::uint64_t>(i)));
+  const Fd held(b + "/k0", O_RDONLY);  // leases and an open file go with the client
+  cluster.kill_mount(b);
+  const auto killed = std::chrono::steady_clock::now();
+  for (int i = 0; i < 50; ++i) {
+    CAPTURE(i);
+    REQUIRE(read_file(a + "/k" + std::to_string(i)) ==
+            random_bytes(65'536, static_cast<std::uint64_t>(i)));
+  }
+  write_file(a + "/k0", "changed");  // needs the dead client's lease to end
+  const double waited =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - killed).count();
+  std::printf("a dead client held a conflicting change back for %.1f s\n", waited);
+  CHECK(waited < 15.0);
+  CHECK(eventually(
+      [&] {
+        return cluster.fermata("session ls " + cluster.servers()).out.find(b) == std::string::npos;
+      },
+      std::chrono::seconds(15)));
+}
+
+TEST_CASE(
+    "what was written and not closed when the client died is kept and committed by the next mount",
+    "[durability]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  write_file(b + "/d", "old");
+  {
+    const Fd fd(b + "/d", O_RDWR);
+    fd.pwrite("new bytes, never closed", 0);
+    cluster.kill_mount(b);
+  }
+  CHECK(read_file(a + "/d") == "old");  // not acknowledged: not there
+  const RunResult again = cluster.fermata("mount " + cluster.servers() + " " + b + " --cache-dir " +
+                                          b + ".cache --pidfile " + b + ".pid --log " + b + ".log");
+  REQUIRE(again.exit_code == 0);
+  CHECK(eventually([&] { return read_file(a + "/d") == "new bytes, never closed"; },
+                   std::chrono::seconds(30)));
+}
+
+}  // namespace
+}  // namespace fermata::test

@@ -1,0 +1,135 @@
+// Bad input and full disks: one clear message, nothing changed, the cluster goes on.
+#include <fcntl.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <filesystem>
+
+#include "test/integration/cluster/files.h"
+#include "test/support/mini_cluster.h"
+
+namespace fermata::test {
+namespace {
+
+/// Every file below `dir` with size and checksum: what "changes nothing" compares.
+std::string fingerprint(const std::string& dir) {
+  return run("cd " + dir +
+             " && find . -type f ! -name '*.log' ! -name '*.pid' -exec sha256sum {} + | sort -k2")
+      .out;
+}
+
+TEST_CASE("faults: wrong flags and directories are refused with a message and change nothing",
+          "[faults]") {
+  MiniCluster cluster({3, false, {}});
+  const std::string server = cluster.bin("fermata-serverd");
+  const std::string node1 = cluster.dir() + "/node1";
+  const auto refused = [&](const std::string& command, const std::string& says) {
+    const RunResult result = run(command, std::chrono::seconds(30));
+    CAPTURE(command, result.out, result.exit_code);
+    CHECK(result.exit_code != 0);
+    CHECK(result.exit_code < 124);  // it ended by itself
+    CHECK(result.out.find(says) != std::string::npos);
+  };
+  refused(server + " --no-such-flag", "no-such-flag");
+  refused(cluster.bin("fermata") + " mini start --dir /proc/nothing/here", "cannot make");
+  refused(cluster.bin("fermata-mountd") + " --no-such-flag", "no-such-flag");
+  refused(
+      server + " --data-dir /nonexistent --listen 127.0.0.1:0 --node-id 1 --peers 1=127.0.0.1:9",
+      "/nonexistent");
+
+  cluster.kill_node(1);
+  const std::string before = fingerprint(node1);
+  const RunResult list = run("cat " + cluster.servers());
+  const std::string first = list.out.substr(0, list.out.find(','));
+  const std::string second =
+      list.out.substr(first.size() + 1, list.out.find(',', first.size() + 1) - first.size() - 1);
+  const std::string peers = " --peers 1=" + first + ",2=" + second + ",3=127.0.0.1:9";
+  // Another cluster's directory, another node's, a port in use.
+  refused(server + " --data-dir " + node1 + " --listen " + first + " --node-id 1" + peers +
+              " --cluster-id 00112233445566778899aabbccddeeff",
+          "cluster");
+  refused(server + " --data-dir " + node1 + " --listen " + first + " --node-id 2" + peers, "node");
+  refused(server + " --data-dir " + node1 + " --listen " + second + " --node-id 1" + peers,
+          "in use");
+  CHECK(fingerprint(node1) == before);
+  // A newer format.
+  REQUIRE(run("cp " + node1 + "/node.toml " + node1 +
+              "/kept; sed -i 's/^format *= *.*/format = 9999/' " + node1 + "/node.toml; ! cmp -s " +
+              node1 + "/kept " + node1 + "/node.toml")
+              .exit_code == 0);
+  refused(server + " --data-dir " + node1 + " --listen " + first + " --node-id 1" + peers,
+          "format");
+  REQUIRE(run("mv " + node1 + "/kept " + node1 + "/node.toml").exit_code == 0);
+  cluster.restart_node(1);
+  CHECK(cluster.digests_equal());
+  // A directory that a daemon uses.
+  refused(
+      server + " --data-dir " + cluster.dir() + "/node2 --listen 127.0.0.1:0 --node-id 2" + peers,
+      "");
+}
+
+TEST_CASE("faults: garbage on the RPC port closes that connection, is counted, and harms nobody",
+          "[faults]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  write_file(cluster.mnt() + "/f", "x");
+  const std::string list = run("cat " + cluster.servers()).out;
+  const std::string port = list.substr(list.find(':') + 1, list.find(',') - list.find(':') - 1);
+  for (int i = 0; i < 30; ++i) {
+    const std::string send = i % 3 == 0   ? "head -c 300 /dev/urandom"
+                             : i % 3 == 1 ? "head -c 7 /dev/zero"
+                                          : "yes fermata | head -c 100000";
+    (void)run("(" + send + ") > /dev/tcp/127.0.0.1/" + port + " || true", std::chrono::seconds(20));
+    write_file(cluster.mnt() + "/f" + std::to_string(i), "y");
+  }
+  const RunResult status = cluster.fermata("status --json --no-digest " + cluster.servers());
+  CAPTURE(status.out);
+  CHECK(status.exit_code == 0);
+  const std::size_t at = status.out.find("\"network.malformed\":");
+  REQUIRE(at != std::string::npos);
+  CHECK(std::stol(status.out.substr(at + 20)) > 0);
+}
+
+/// A small filesystem of its own to fill.
+struct SmallDisk {
+  explicit SmallDisk(const std::string& at, const std::string& size) : path(at) {
+    std::filesystem::create_directories(path);
+    if (mount("fermata-test", path.c_str(), "tmpfs", 0, ("size=" + size).c_str()) != 0)
+      throw std::runtime_error("tmpfs could not be mounted");
+  }
+  ~SmallDisk() { umount2(path.c_str(), MNT_DETACH); }
+  std::string path;
+};
+
+TEST_CASE("faults: a full cache disk gives ENOSPC, keeps what is there and recovers", "[faults]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster({3, false, {}});
+  const SmallDisk disk(cluster.dir() + "/small", "24m");
+  const std::string mnt = cluster.dir() + "/mnt";
+  REQUIRE(cluster
+              .fermata("mount " + cluster.servers() + " " + mnt + " --cache-dir " + disk.path +
+                       "/cache --pidfile " + cluster.dir() + "/mount.pid --log " + cluster.dir() +
+                       "/mount.log")
+              .exit_code == 0);
+  write_file(mnt + "/small", "kept");
+  bool full = false;
+  try {
+    write_file(mnt + "/huge", std::string(64 << 20, 'h'));
+  } catch (const std::system_error& e) {
+    full = e.code().value() == ENOSPC;
+  }
+  CHECK(full);
+  CHECK(read_file(mnt + "/small") == "kept");
+  REQUIRE(unlink((mnt + "/huge").c_str()) == 0);
+  for (int i = 0; i < 20; ++i)
+    write_file(mnt + "/f" + std::to_string(i),
+               random_bytes(3 << 20, static_cast<std::uint64_t>(i)));
+  for (int i = 0; i < 20; ++i)
+    CHECK(read_file(mnt + "/f" + std::to_string(i)) ==
+          random_bytes(3 << 20, static_cast<std::uint64_t>(i)));
+  REQUIRE(cluster.fermata("umount " + mnt).exit_code == 0);
+}
+
+}  // namespace
+}  // namespace fermata::test
