@@ -56,4 +56,21 @@ const char* to_string(Method method) {
   return "unknown";
 }
 
+std::uint32_t body_size_max(std::uint16_t method) {
+  switch (static_cast<Method>(method)) {
+    case Method::kCallback:
+    case Method::kReadDir:
+    case Method::kOpen:
+    case Method::kSessions:
+      return 4U << 20;
+    case Method::kMutate:
+    case Method::kGetXattrs:
+      return 1U << 20;
+    case Method::kStatus:
+      return 256U << 10;
+    default:
+      return 64U << 10;
+  }
+}
+
 }  // namespace fermata

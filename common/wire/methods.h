@@ -43,4 +43,7 @@ enum class Method : std::uint16_t {
 /// Name for logs and counters.
 const char* to_string(Method method);
 
+/// The largest body of a request or response: NetworkOptions::body_size_max of every program.
+std::uint32_t body_size_max(std::uint16_t method);
+
 }  // namespace fermata

@@ -1,0 +1,126 @@
+#include "serverd/service/callbacks.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/wire/message_codec.h"
+
+namespace fermata::serverd {
+
+namespace asio = boost::asio;
+using namespace std::chrono_literals;
+
+namespace {
+/// Of one attempt. The client invalidates its kernel's caches before it answers.
+constexpr Duration kAttemptTimeout = 3s;
+constexpr Duration kRetryAfter = 20ms;
+}  // namespace
+
+Callbacks::Callbacks(NodeContext& node)
+    : node_(node), impatient_(node.env.executor()) {}
+
+Task<std::set<SessionId>> Callbacks::break_leases(std::map<SessionId, CallbackRequest> requests,
+                                                  InodeId asked) {
+  if (requests.empty()) co_return std::set<SessionId>();
+  auto breaking = std::make_shared<Breaking>(node_.env.executor());
+  breaking->asked = asked;
+  const Term term = node_.term;
+  for (auto& [session, request] : requests) {
+    breaking->waiting.insert(session);
+    node_.count("callbacks");
+    node_.tasks.spawn("callback", deliver(session, std::move(request), breaking, term));
+  }
+  breakings_.insert(breaking);
+  Result<std::set<SessionId>> result = Errc::kNotPrimary;
+  for (;;) {
+    if (breaking->aborted) break;
+    if (breaking->waiting.empty()) {
+      result = breaking->open;
+      break;
+    }
+    if (const auto error = co_await breaking->changed.wait()) {
+      result = error;
+      break;
+    }
+  }
+  breakings_.erase(breaking);
+  co_return result;
+}
+
+asio::awaitable<void> Callbacks::deliver(SessionId session, CallbackRequest request,
+                                         std::shared_ptr<Breaking> breaking, Term term) {
+  const TimePoint patience_ends = node_.env.now() + node_.sessions.lease() + node_.sessions.lease() / 2;
+  const std::string body = encode(request);
+  // On its own even when the mutation that wanted it is given up: the lease table learns the answer.
+  while (node_.serves(term) && node_.sessions.knows(session)) {
+    const TimePoint now = node_.env.now();
+    if (now >= patience_ends && !node_.sessions.is_ending(session)) {
+      spdlog::warn("session {}: no answer to a callback for {} ms; the session is ended",
+                   session.value(), (node_.sessions.lease() * 3 / 2) / 1ms);
+      node_.count("sessions_ended_for_silence");
+      node_.sessions.start_ending(session);
+      impatient_.notify_all();
+    }
+    const auto channel = node_.sessions.channel(session);
+    if (!channel || !channel->is_open() || node_.sessions.is_ending(session)) {
+      if (co_await node_.env.sleep_for(kRetryAfter)) co_return;
+      continue;
+    }
+    Request call;
+    call.method = static_cast<std::uint16_t>(Method::kCallback);
+    call.body = body;
+    auto answer = co_await channel->call(std::move(call), kAttemptTimeout);
+    if (co_await cancelled()) co_return;
+    if (answer && !answer->error) {
+      auto reply = decode<CallbackReply>(answer->body);
+      if (reply) {
+        if (!node_.serves(term)) co_return;
+        node_.leases.answered(session, request, *reply);
+        const auto& open = reply->open;
+        if (breaking->asked && std::find(open.begin(), open.end(), breaking->asked) != open.end()) {
+          breaking->open.insert(session);
+        }
+        breaking->waiting.erase(session);
+        breaking->changed.notify_all();
+        co_return;
+      }
+    }
+    node_.count("callbacks_failed");
+    spdlog::debug("session {}: callback failed: {}", session.value(),
+                  answer ? answer->error.message() : answer.error().message());
+    if (co_await node_.env.sleep_for(kRetryAfter)) co_return;
+  }
+}
+
+void Callbacks::evict(SessionId session) {
+  if (node_.leases.leases_of(session) <= node_.config.leases_per_session) return;
+  if (!evicting_.insert(session).second) return;
+  node_.tasks.spawn("evict leases", do_evict(session, node_.term));
+}
+
+asio::awaitable<void> Callbacks::do_evict(SessionId session, Term term) {
+  while (node_.serves(term)) {
+    CallbackRequest request = node_.leases.evict(session);
+    if (request.items.empty()) break;
+    node_.count("leases_evicted", request.items.size());
+    auto breaking = std::make_shared<Breaking>(node_.env.executor());
+    co_await deliver(session, std::move(request), std::move(breaking), term);
+    if (co_await cancelled()) break;
+  }
+  evicting_.erase(session);
+}
+
+void Callbacks::on_session_ended(SessionId session) {
+  for (const auto& breaking : breakings_) {
+    if (breaking->waiting.erase(session) != 0) breaking->changed.notify_all();
+  }
+}
+
+void Callbacks::on_not_serving() {
+  for (const auto& breaking : breakings_) {
+    breaking->aborted = true;
+    breaking->changed.notify_all();
+  }
+}
+
+}  // namespace fermata::serverd

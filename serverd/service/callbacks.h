@@ -1,0 +1,56 @@
+// Tells sessions to forget what they cached, and knows when they have.
+//
+// Each session's request is sent on the connection that it bound for callbacks, again after a
+// failure, until it is answered or the session has ended. A session that keeps its lease but does not
+// answer within `patience` is ended: else one stuck client could hold up everybody for ever.
+//
+// Thread-safety: the node's executor.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "serverd/service/node_context.h"
+
+namespace fermata::serverd {
+
+class Callbacks {
+ public:
+  explicit Callbacks(NodeContext& node);
+
+  /// Sends `requests` and resumes when each is answered or its session has ended. Result: the
+  /// sessions that have `asked` open (none: not asked). Errors: kNotPrimary when this node ceases to
+  /// be the primary; operation_canceled.
+  Task<std::set<SessionId>> break_leases(std::map<SessionId, CallbackRequest> requests,
+                                         InodeId asked);
+  /// Asks for the oldest leases of a session that has too many, in the background.
+  void evict(SessionId session);
+
+  void on_session_ended(SessionId session);
+  void on_not_serving();
+  /// When the expiry of sessions should look again.
+  Signal& impatient() { return impatient_; }
+
+ private:
+  /// One break_leases() under way.
+  struct Breaking {
+    explicit Breaking(const boost::asio::any_io_executor& executor) : changed(executor) {}
+    std::set<SessionId> waiting;
+    std::set<SessionId> open;
+    InodeId asked;
+    bool aborted = false;
+    Signal changed;
+  };
+  boost::asio::awaitable<void> deliver(SessionId session, CallbackRequest request,
+                                       std::shared_ptr<Breaking> breaking, Term term);
+  boost::asio::awaitable<void> do_evict(SessionId session, Term term);
+
+  NodeContext& node_;
+  Signal impatient_;
+  std::set<std::shared_ptr<Breaking>> breakings_;
+  std::set<SessionId> evicting_;
+};
+
+}  // namespace fermata::serverd

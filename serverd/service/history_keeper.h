@@ -1,0 +1,41 @@
+// How long the past is kept: prunes history by age and lets unreferenced chunks go.
+//
+// Every node notes now and then which log index it has applied at which wall-clock time, in the
+// small file `times`, so that a new primary knows the age of an index too. The primary proposes
+// PruneHistory for what is older than the retention (shorter while disks are full), a bounded piece
+// per command, and DropChunks for garbage that nobody has pinned.
+//
+// Thread-safety: the node's executor.
+#pragma once
+
+#include <deque>
+
+#include "serverd/service/node_context.h"
+
+namespace fermata::serverd {
+
+class HistoryKeeper {
+ public:
+  explicit HistoryKeeper(NodeContext& node) : node_(node) {}
+
+  boost::asio::awaitable<void> run();
+  void on_serving() { serving_since_ = node_.env.now(); }
+
+ private:
+  struct Sample {
+    LogIndex index;
+    std::int64_t wall_ns = 0;
+  };
+  boost::asio::awaitable<void> load();
+  boost::asio::awaitable<void> sample();
+  boost::asio::awaitable<void> prune();
+  boost::asio::awaitable<void> drop_chunks();
+  /// The newest index that is known to have been applied `age` ago or earlier.
+  LogIndex applied_before(Duration age) const;
+
+  NodeContext& node_;
+  std::deque<Sample> samples_;  ///< rising
+  TimePoint serving_since_{};
+};
+
+}  // namespace fermata::serverd

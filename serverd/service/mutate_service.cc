@@ -1,0 +1,183 @@
+#include "serverd/service/mutate_service.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/wire/message_codec.h"
+#include "serverd/service/callbacks.h"
+#include "serverd/service/chunk_durability.h"
+#include "serverd/service/space_guard.h"
+
+namespace fermata::serverd {
+
+namespace asio = boost::asio;
+using namespace std::chrono_literals;
+
+namespace {
+constexpr int kAttemptsMax = 100;
+
+CommandResult refused(std::error_code error) {
+  CommandResult result;
+  result.error = to_wire(error);
+  return result;
+}
+}  // namespace
+
+/// What a mutation keeps marked while it is on its way.
+class MutateService::Marks {
+ public:
+  Marks(MutateService& service, const MutationPlan& plan)
+      : service_(service), touched_(plan.touched), links_(plan.links), term_(service.node_.term) {
+    if (links_) service_.links_locked_.insert(links_);
+    service_.node_.leases.mark(touched_);
+  }
+  Marks(const Marks&) = delete;
+  Marks& operator=(const Marks&) = delete;
+  ~Marks() { release(); }
+  void release() {
+    if (released_) return;
+    released_ = true;
+    // A new term's table knows nothing of the marks of an older one.
+    if (service_.node_.term == term_) service_.node_.leases.unmark(touched_);
+    if (links_) {
+      service_.links_locked_.erase(links_);
+      service_.links_freed_.notify_all();
+    }
+  }
+
+ private:
+  MutateService& service_;
+  const TouchSet touched_;
+  const InodeId links_;
+  const Term term_;
+  bool released_ = false;
+};
+
+Response MutateService::reply(const MutationRequest& request, const CommandResult& result) {
+  if (result.error != 0) return failed(from_wire(result.error));
+  auto message = mutation_reply(*node_.ns, node_.leases, request.session, request.op, result);
+  if (!message) return failed(message.error());
+  Response response;
+  response.body = encode(*message);
+  return response;
+}
+
+asio::awaitable<Response> MutateService::mutate(Request request) {
+  auto message = decode<MutationRequest>(request.body);
+  if (!message) co_return failed(message.error());
+  if (auto status = check_payload(message->op, request.payload.view()); !status) {
+    co_return failed(status.error());
+  }
+  if (auto status = co_await readable(node_); !status) {
+    co_return status.error() == Errc::kNotPrimary ? not_primary(node_) : failed(status.error());
+  }
+  if (auto status = check_session(node_, message->session, message->epoch); !status) {
+    co_return failed(status.error());
+  }
+  const Key key{message->session, message->sequence};
+  std::shared_ptr<Flight> flight;
+  if (const auto it = flights_.find(key); it != flights_.end()) {
+    node_.count("duplicates_in_flight");
+    flight = it->second;
+  } else {
+    auto known = node_.ns->request_result(message->session, message->sequence);
+    if (!known) co_return failed(known.error());
+    if (*known) {
+      node_.count("duplicates_applied");
+      co_return reply(*message, **known);
+    }
+    if (flights_.size() >= node_.config.mutations_max) co_return failed(Errc::kRetry);
+    flight = std::make_shared<Flight>(std::move(*message), std::move(request.payload),
+                                      node_.env.executor());
+    flights_.emplace(key, flight);
+    node_.tasks.spawn("mutation", run(flight));
+  }
+  while (!flight->done) {
+    if (const auto error = co_await flight->changed.wait()) co_return failed(error);
+  }
+  if (!flight->outcome) {
+    const auto error = flight->outcome.error();
+    co_return error == Errc::kNotPrimary ? not_primary(node_) : failed(error);
+  }
+  // The state and the leases may be another primary's by now: then the client asks again there.
+  if (auto status = co_await readable(node_); !status) {
+    co_return status.error() == Errc::kNotPrimary ? not_primary(node_) : failed(status.error());
+  }
+  co_return reply(flight->request, *flight->outcome);
+}
+
+asio::awaitable<void> MutateService::run(std::shared_ptr<Flight> flight) {
+  flight->outcome = co_await execute(flight);
+  flight->done = true;
+  flights_.erase({flight->request.session, flight->request.sequence});
+  flight->changed.notify_all();
+}
+
+Task<CommandResult> MutateService::execute(std::shared_ptr<Flight> flight) {
+  const Mutation& op = flight->request.op;
+  if (takes_room(op) && !node_.space->has_room()) co_return refused(from_errno(ENOSPC));
+  auto chunks = chunks_of(op, flight->payload.view());
+  if (!chunks) co_return chunks.error();
+  if (!chunks->empty()) {
+    // Pinned against garbage collection from here on, for longer than a command takes.
+    if (auto durable = co_await node_.durability->require(std::move(*chunks)); !durable) {
+      co_return durable.error();
+    }
+  }
+  Result<CommandResult> result = Errc::kRetry;
+  for (int i = 0; i < kAttemptsMax; ++i) {
+    result = co_await attempt(flight);
+    const bool again = result ? result->error == to_wire(Errc::kRetry) : result.error() == Errc::kRetry;
+    if (!again || co_await cancelled()) break;
+    node_.count("mutation_retries");
+  }
+  co_return result;
+}
+
+Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight) {
+  const MutationRequest& request = flight->request;
+  FM_CO_CHECK(co_await readable(node_));
+  const Term term = node_.term;
+  auto plan = plan_mutation(*node_.ns, request.op);
+  if (!plan) co_return refused(plan.error());
+  if (plan->found) {
+    CommandResult found;
+    found.inode = plan->found;
+    co_return found;
+  }
+  while (plan->links && links_locked_.contains(plan->links)) {
+    if (const auto error = co_await links_freed_.wait()) co_return error;
+    FM_CO_CHECK(co_await readable(node_));
+    if (!node_.serves(term)) co_return Errc::kNotPrimary;
+    plan = plan_mutation(*node_.ns, request.op);
+    if (!plan) co_return refused(plan.error());
+  }
+  Marks marks(*this, *plan);
+  auto requests = node_.leases.break_leases(plan->touched, request.session);
+  FM_CO_TRY(auto open, co_await node_.callbacks->break_leases(std::move(requests), plan->losing));
+  if (!node_.serves(term)) co_return Errc::kNotPrimary;
+
+  MutateCommand mutate;
+  mutate.op = request.op;
+  mutate.payload = std::string(as_text(flight->payload.view()));
+  mutate.expected_inode = plan->expected_inode;
+  mutate.expected_target = plan->expected_target;
+  if (plan->losing) {
+    for (const SessionId session : node_.leases.openers(plan->losing, request.session)) {
+      open.insert(session);
+    }
+    mutate.open_in.assign(open.begin(), open.end());
+  }
+  Command command;
+  command.session = request.session;
+  command.epoch = request.epoch;
+  command.sequence = request.sequence;
+  command.answered_below = request.answered_below;
+  command.cred = request.cred;
+  command.body = std::move(mutate);
+  auto result = co_await node_.propose(std::move(command));
+  marks.release();
+  co_return result;
+}
+
+}  // namespace fermata::serverd

@@ -1,0 +1,200 @@
+#include "serverd/service/read_service.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/wire/chunk_records.h"
+#include "common/wire/message_codec.h"
+#include "serverd/service/space_guard.h"
+
+namespace fermata::serverd {
+
+namespace asio = boost::asio;
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr std::uint32_t kReadDirBytesMin = 4096;
+constexpr std::uint32_t kReadDirBytesMax = 1 << 20;
+constexpr std::size_t kReadDirBatch = 256;
+// What an entry costs in the message, about.
+constexpr std::size_t kEntryBytes = 56;
+constexpr std::size_t kAttrBytes = 176;
+/// In one answer's payload: 4 MiB less the patches.
+constexpr std::size_t kContentPayloadMax = 4u << 20;
+
+template <class Reply>
+Response answer(const Reply& reply) {
+  Response response;
+  response.body = encode(reply);
+  return response;
+}
+
+}  // namespace
+
+SessionId ReadService::grantee(const ReadHeader& header) const {
+  return check_session(node_, header.session, header.epoch) ? header.session : SessionId();
+}
+
+Response ReadService::refused(std::error_code error) const {
+  return error == Errc::kNotPrimary ? not_primary(node_) : failed(error);
+}
+
+asio::awaitable<Response> ReadService::lookup(Request request) {
+  auto message = decode<LookupRequest>(request.body);
+  if (!message) co_return failed(message.error());
+  if (auto status = co_await readable(node_); !status) co_return refused(status.error());
+  auto entry = node_.ns->lookup(message->parent, message->name);
+  if (!entry) co_return failed(entry.error());
+  LookupReply reply;
+  reply.stamp = node_.leases.next_stamp();
+  const SessionId session = grantee(message->header);
+  if (*entry) {
+    auto attr = node_.ns->attr((*entry)->inode);
+    if (!attr) co_return failed(attr.error());
+    reply.attr = std::move(*attr);
+    reply.leased = node_.leases.grant(session, (*entry)->inode);
+  }
+  reply.entry_leased = node_.leases.grant_entry(session, message->parent, message->name);
+  co_return answer(reply);
+}
+
+asio::awaitable<Response> ReadService::getattr(Request request) {
+  auto message = decode<GetAttrRequest>(request.body);
+  if (!message) co_return failed(message.error());
+  if (auto status = co_await readable(node_); !status) co_return refused(status.error());
+  auto attr = node_.ns->attr(message->inode);
+  if (!attr) co_return failed(attr.error());
+  GetAttrReply reply;
+  reply.stamp = node_.leases.next_stamp();
+  reply.attr = std::move(*attr);
+  reply.leased = node_.leases.grant(grantee(message->header), message->inode);
+  co_return answer(reply);
+}
+
+asio::awaitable<Response> ReadService::readdir(Request request) {
+  auto message = decode<ReadDirRequest>(request.body);
+  if (!message) co_return failed(message.error());
+  if (auto status = co_await readable(node_); !status) co_return refused(status.error());
+  auto directory = node_.ns->attr(message->inode);
+  if (!directory) co_return failed(directory.error());
+
+  ReadDirReply reply;
+  reply.stamp = node_.leases.next_stamp();
+  const SessionId session = grantee(message->header);
+  const std::size_t budget = std::clamp(message->bytes_max, kReadDirBytesMin, kReadDirBytesMax);
+  std::size_t used = kAttrBytes;
+  Cookie after = message->after;
+  for (bool full = false; !full && !reply.end;) {
+    auto listing = node_.ns->readdir(message->inode, after, kReadDirBatch);
+    if (!listing) co_return failed(listing.error());
+    for (auto& dirent : listing->entries) {
+      used += dirent.name.size() + kEntryBytes + (message->with_attributes ? kAttrBytes : 0);
+      full = used > budget && !reply.entries.empty();
+      if (full) break;
+      after = dirent.cookie;
+      ReadDirReply::Entry entry{std::move(dirent.name), dirent.inode, dirent.type, dirent.cookie, {}, false};
+      if (message->with_attributes) {
+        auto attr = node_.ns->attr(dirent.inode);
+        if (!attr) co_return failed(attr.error());
+        entry.attr = std::move(*attr);
+        entry.leased = node_.leases.grant(session, dirent.inode);
+      }
+      reply.entries.push_back(std::move(entry));
+    }
+    reply.end = !full && (listing->end || listing->entries.empty());
+  }
+  reply.directory = std::move(*directory);
+  reply.directory_leased = node_.leases.grant(session, message->inode);
+  reply.entries_leased = node_.leases.grant_entries(session, message->inode);
+  co_return answer(reply);
+}
+
+asio::awaitable<Response> ReadService::open(Request request) {
+  auto message = decode<OpenRequest>(request.body);
+  if (!message) co_return failed(message.error());
+  for (;;) {
+    if (auto status = co_await readable(node_); !status) co_return refused(status.error());
+    // Whoever takes the last link has asked already who has it open: this one comes after that.
+    if (!node_.leases.losing_last_link(message->inode)) break;
+    if (co_await node_.env.sleep_for(1ms)) co_return failed(Errc::kShuttingDown);
+  }
+  auto attr = node_.ns->attr(message->inode);
+  if (!attr) co_return failed(attr.error());
+  OpenReply reply;
+  Response response;
+  if (attr->type == FileType::kRegular && attr->version && attr->version != message->have) {
+    auto content = node_.ns->content(message->inode, 0, kContentPayloadMax / kChunkRecordBytes);
+    if (!content) co_return failed(content.error());
+    std::string payload;
+    if (content->kind == ContentKind::kInline) {
+      reply.content = OpenReply::Content::kInline;
+      payload = std::move(content->inline_bytes);
+    } else if (content->kind == ContentKind::kChunks) {
+      reply.content = OpenReply::Content::kChunks;
+      for (auto& patch : content->patches) {
+        reply.patches.push_back({patch.offset_bytes, static_cast<std::uint32_t>(patch.bytes.size())});
+        payload += patch.bytes;
+      }
+      const std::size_t left = kContentPayloadMax - std::min(payload.size(), kContentPayloadMax);
+      const std::size_t chunks_max = std::max<std::size_t>(left / kChunkRecordBytes, 1);
+      reply.more_chunks = content->more_chunks;
+      if (content->chunks.size() > chunks_max) {
+        content->chunks.resize(chunks_max);
+        reply.more_chunks = true;
+      }
+      append_chunk_records(payload, content->chunks);
+    }
+    response.payload = Buffer::copy_of(as_bytes(payload));
+  }
+  reply.stamp = node_.leases.next_stamp();
+  reply.attr = std::move(*attr);
+  const SessionId session = grantee(message->header);
+  reply.leased = node_.leases.grant(session, message->inode);
+  node_.leases.opened(session, message->inode, reply.leased);
+  response.body = encode(reply);
+  co_return response;
+}
+
+asio::awaitable<Response> ReadService::content(Request request) {
+  auto message = decode<ContentRequest>(request.body);
+  if (!message) co_return failed(message.error());
+  if (auto status = co_await readable(node_); !status) co_return refused(status.error());
+  auto content = node_.ns->content_at(message->inode, message->version, message->first_chunk,
+                                      kContentPayloadMax / kChunkRecordBytes);
+  if (!content) co_return failed(content.error());
+  ContentReply reply;
+  reply.more_chunks = content->more_chunks;
+  std::string payload;
+  append_chunk_records(payload, content->chunks);
+  Response response = answer(reply);
+  response.payload = Buffer::copy_of(as_bytes(payload));
+  co_return response;
+}
+
+asio::awaitable<Response> ReadService::xattrs(Request request) {
+  auto message = decode<GetXattrsRequest>(request.body);
+  if (!message) co_return failed(message.error());
+  if (auto status = co_await readable(node_); !status) co_return refused(status.error());
+  auto xattrs = node_.ns->xattrs(message->inode);
+  if (!xattrs) co_return failed(xattrs.error());
+  GetXattrsReply reply;
+  reply.stamp = node_.leases.next_stamp();
+  reply.xattrs = std::move(*xattrs);
+  reply.leased = node_.leases.grant(grantee(message->header), message->inode);
+  co_return answer(reply);
+}
+
+asio::awaitable<Response> ReadService::statfs(Request request) {
+  auto message = decode<StatFsRequest>(request.body);
+  if (!message) co_return failed(message.error());
+  if (!node_.serving) co_return not_primary(node_);
+  StatFsReply reply;
+  const DiskSpace space = node_.space->cluster();
+  reply.total_bytes = space.total_bytes;
+  reply.free_bytes = space.free_bytes;
+  reply.inodes = node_.ns->counters().inodes;
+  co_return answer(reply);
+}
+
+}  // namespace fermata::serverd

@@ -1,0 +1,31 @@
+// Reads at the primary: linearizable, with leases for the caller where no mutation is under way.
+//
+// Every answer's stamp is taken after the last co_await, together with its reading and its leases.
+// Thread-safety: the node's executor.
+#pragma once
+
+#include "serverd/service/node_context.h"
+
+namespace fermata::serverd {
+
+class ReadService {
+ public:
+  explicit ReadService(NodeContext& node) : node_(node) {}
+
+  boost::asio::awaitable<Response> lookup(Request request);
+  boost::asio::awaitable<Response> getattr(Request request);
+  boost::asio::awaitable<Response> readdir(Request request);
+  boost::asio::awaitable<Response> open(Request request);
+  boost::asio::awaitable<Response> content(Request request);
+  boost::asio::awaitable<Response> xattrs(Request request);
+  boost::asio::awaitable<Response> statfs(Request request);
+
+ private:
+  /// Whom to grant leases: none if the header's session is not live.
+  SessionId grantee(const ReadHeader& header) const;
+  Response refused(std::error_code error) const;
+
+  NodeContext& node_;
+};
+
+}  // namespace fermata::serverd

@@ -1,0 +1,176 @@
+#include "serverd/service/session_service.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/wire/message_codec.h"
+#include "serverd/service/callbacks.h"
+
+namespace fermata::serverd {
+
+namespace asio = boost::asio;
+using namespace std::chrono_literals;
+
+namespace {
+/// How often expiry looks: sessions live for seconds, callbacks' impatience is rarer.
+constexpr Duration kExpiryTick = 100ms;
+
+std::uint32_t lease_ms(const NodeContext& node) {
+  return static_cast<std::uint32_t>(node.sessions.lease() / 1ms);
+}
+}  // namespace
+
+asio::awaitable<Response> SessionService::open(Request request) {
+  auto message = decode<OpenSessionRequest>(request.body);
+  if (!message) co_return failed(message.error());
+  for (;;) {
+    if (!node_.serving) co_return not_primary(node_);
+    if (node_.sessions.size() >= node_.config.sessions_max) {
+      spdlog::warn("session of {} refused: {} sessions are open already", message->host,
+                   node_.sessions.size());
+      co_return failed(std::errc::too_many_files_open_in_system);
+    }
+    const Term term = node_.term;
+    OpenSessionCommand command{message->client_id, message->host, message->mount_point};
+    auto result = co_await node_.propose_own(std::move(command));
+    if (!result) co_return failed(result.error());
+    if (result->error != 0) co_return failed(from_wire(result->error));
+    if (!node_.serves(term)) co_return not_primary(node_);
+    const SessionId session = result->session;
+    auto registered = node_.ns->session(session);
+    if (!registered) co_return failed(registered.error());
+    if (!*registered) continue;  // closed before this coroutine came to see it
+    if (!node_.sessions.opened(session, node_.env.now())) {
+      // The one that this client had is being ended: it shall get a new one.
+      while (node_.serves(term) && node_.sessions.is_ending(session)) {
+        if (co_await node_.serving_changed.wait()) co_return failed(Errc::kShuttingDown);
+      }
+      continue;
+    }
+    node_.leases.add_session(session);
+    node_.epochs[session] = result->epoch;
+    spdlog::debug("session {} opened for {} at {}", session.value(), message->host,
+                  message->mount_point);
+    OpenSessionReply reply;
+    reply.session = session;
+    reply.epoch = result->epoch;
+    reply.lease_ms = lease_ms(node_);
+    reply.term = node_.term;
+    reply.cluster = node_.config.cluster;
+    reply.members = node_.log->status().membership.members;
+    Response response;
+    response.body = encode(reply);
+    co_return response;
+  }
+}
+
+asio::awaitable<Response> SessionService::renew(Request request) {
+  auto message = decode<RenewSessionRequest>(request.body);
+  if (!message) co_return failed(message.error());
+  // A deposed primary must not prolong what its successor counts down: hence the barrier.
+  if (auto status = co_await readable(node_); !status) {
+    co_return status.error() == Errc::kNotPrimary ? not_primary(node_) : failed(status.error());
+  }
+  if (auto status = check_session(node_, message->session, message->epoch); !status) {
+    co_return failed(status.error());
+  }
+  node_.sessions.renew(message->session, node_.env.now());
+  if (message->given_up_before >= node_.term) node_.leases.given_up(message->session);
+  RenewSessionReply reply;
+  reply.lease_ms = lease_ms(node_);
+  reply.term = node_.term;
+  reply.members = node_.log->status().membership.members;
+  Response response;
+  response.body = encode(reply);
+  co_return response;
+}
+
+asio::awaitable<Response> SessionService::close(Request request) {
+  auto message = decode<CloseSessionRequest>(request.body);
+  if (!message) co_return failed(message.error());
+  if (!node_.serving) co_return not_primary(node_);
+  const auto known = node_.epochs.find(message->session);
+  if (known == node_.epochs.end()) co_return ok();  // over already
+  if (known->second != message->epoch) co_return failed(Errc::kStaleEpoch);
+  node_.sessions.start_ending(message->session);
+  EndSessionsCommand command;
+  command.sessions.push_back(message->session);
+  auto result = co_await node_.propose_own(std::move(command));
+  if (!result) co_return failed(result.error());
+  co_return failed(from_wire(result->error));
+}
+
+Response SessionService::bind(const std::shared_ptr<Connection>& from, const Request& request) {
+  const auto message = decode<BindCallbacksRequest>(request.body);
+  if (!message) return failed(message.error());
+  if (!node_.serving) return not_primary(node_);
+  if (auto status = check_session(node_, message->session, message->epoch); !status) {
+    return failed(status.error());
+  }
+  node_.sessions.bind(message->session, from);
+  return ok();
+}
+
+SessionList SessionService::list() const {
+  SessionList result;
+  auto sessions = node_.ns->sessions();
+  if (!sessions) return result;
+  const TimePoint now = node_.env.now();
+  for (const auto& session : *sessions) {
+    SessionList::Session item;
+    item.session = session.id;
+    item.epoch = session.epoch;
+    item.host = session.host;
+    item.mount_point = session.mount_point;
+    if (node_.serving) {
+      item.lease_left_ms = static_cast<std::uint64_t>(node_.sessions.lease_left(session.id, now) / 1ms);
+      item.leases = node_.leases.leases_of(session.id);
+    }
+    result.sessions.push_back(std::move(item));
+  }
+  return result;
+}
+
+Status SessionService::start_term(Term term) {
+  FM_TRY(const auto live, node_.ns->sessions());
+  std::vector<SessionId> ids;
+  node_.epochs.clear();
+  for (const auto& session : live) {
+    ids.push_back(session.id);
+    node_.epochs[session.id] = session.epoch;
+  }
+  node_.leases.start_term(term, ids);
+  node_.sessions.start_term(ids, node_.env.now());
+  return {};
+}
+
+asio::awaitable<void> SessionService::expire(Term term) {
+  while (node_.serves(term) && !node_.stopping) {
+    auto due = node_.sessions.due(node_.env.now());
+    if (!due.empty()) {
+      for (const SessionId session : due) {
+        spdlog::info("session {}: its lease is over, ending it", session.value());
+      }
+      node_.count("sessions_expired", due.size());
+      EndSessionsCommand command;
+      command.sessions = due;
+      auto result = co_await node_.propose_own(std::move(command));
+      if (!result && result.error() == Errc::kNotPrimary) co_return;
+      if (result && node_.serves(term)) on_sessions_ended(due);  // also those the state did not know
+    }
+    for (const SessionId session : node_.sessions.all()) node_.callbacks->evict(session);
+    if (co_await node_.env.sleep_for(kExpiryTick)) co_return;
+  }
+}
+
+void SessionService::on_sessions_ended(std::span<const SessionId> sessions) {
+  for (const SessionId session : sessions) {
+    node_.leases.remove_session(session);
+    node_.sessions.ended(session);
+    node_.epochs.erase(session);
+    node_.callbacks->on_session_ended(session);
+  }
+  node_.serving_changed.notify_all();
+}
+
+}  // namespace fermata::serverd
