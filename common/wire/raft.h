@@ -13,7 +13,7 @@
 namespace fermata {
 
 enum class EntryKind : std::uint8_t {
-  kNoop = 1,        ///< a new primary's first entry [thesis 6.4]
+  kNoop = 1,        ///< a new primary's first entry [thesis 6.4] (the very first primary's is a kMembership)
   kCommand = 2,     ///< bytes for the state machine
   kMembership = 3,  ///< an encoded Membership, in force from the moment it is appended [thesis 4.1]
 };

@@ -108,7 +108,15 @@ void RaftCore::Impl::become_primary(TimePoint now, Output& out) {
   lease_void_since.clear();
   peers.clear();
   settle_peers(now);
-  first_of_term = append_own(EntryKind::kNoop, std::make_shared<const std::string>(), out);
+  if (!last) {
+    // The group's first entry says who founded it, so that a node that joins later and replays the
+    // log (and makes a snapshot of it) knows the membership from index 1 on.
+    auto data = std::make_shared<const std::string>(encode_membership(membership()));
+    first_of_term = append_own(EntryKind::kMembership, std::move(data), out);
+    adopt_membership(first_of_term, Membership(membership()), out);
+  } else {
+    first_of_term = append_own(EntryKind::kNoop, std::make_shared<const std::string>(), out);
+  }
   begin_round(now, out);
   replicate_all(now, out);
 }
@@ -121,7 +129,8 @@ bool RaftCore::Impl::log_is_up_to_date(const RaftMessage& vote) const {
 
 /// Says whether this node would vote, and changes nothing.
 void RaftCore::Impl::handle_pre_vote(const RaftMessage& message, TimePoint now, Output& out) {
-  const bool lease_held = role == Role::kPrimary || now < refuse_votes_until;
+  const bool lease_held = !mutated(RaftMutation::kVoteDuringLease) &&
+                          (role == Role::kPrimary || now < refuse_votes_until);
   const bool grant = message.term > hard.term && !lease_held && log_is_up_to_date(message);
   RaftMessage reply = to(message.from, RaftKind::kPreVoteReply);
   reply.reject = !grant;

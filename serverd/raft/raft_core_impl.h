@@ -10,6 +10,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <deque>
 #include <set>
 #include <utility>
@@ -189,14 +190,15 @@ struct RaftCore::Impl {
 template <class F>
 auto RaftCore::Impl::quorum_value(F value) const {
   using Value = decltype(value(NodeId()));
-  std::vector<Value> values;
-  values.reserve(membership().members.size());
+  std::array<Value, kRaftMembersMax> values;
+  std::size_t count = 0;
   for (const Member& member : membership().members) {
-    if (member.voter) values.push_back(value(member.id));
+    if (member.voter) values[count++] = value(member.id);
   }
-  if (values.empty()) return Value{};
-  const auto at = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), at, values.end(), std::greater<>());
+  if (count == 0) return Value{};
+  const auto at = values.begin() + static_cast<std::ptrdiff_t>(count / 2);
+  std::nth_element(values.begin(), at, values.begin() + static_cast<std::ptrdiff_t>(count),
+                   std::greater<>());
   return *at;
 }
 

@@ -32,6 +32,7 @@ void RaftCore::Impl::send_snapshot(NodeId id, const SnapshotDescriptor& snapshot
   if (role != Role::kPrimary || found == peers.end()) return;
   PeerProgress& peer = found->second;
   RAFT_ASSERT(snapshot.index <= commit);
+  RAFT_ASSERT(!snapshot.membership.members.empty());
   if (snapshot.index.next() < first_index() || snapshot.index <= peer.match) return;
   peer.in_snapshot = true;
   peer.snapshot = snapshot;

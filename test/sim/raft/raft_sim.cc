@@ -95,6 +95,24 @@ class Nemesis {
     for (auto& node : cluster_.nodes()) cluster_.crash(*node);
     for (auto& node : cluster_.nodes()) cluster_.start(*node);
   }
+  /// Some nodes lose their memory for no time at all.
+  void blink() {
+    const std::uint64_t who = random_.next();
+    for (auto& node : cluster_.nodes()) {
+      if (!node->up() || ((who >> node->id.value()) & 1) == 0) continue;
+      cluster_.crash(*node);
+      cluster_.start(*node);
+    }
+  }
+  /// Two nodes do not hear each other, and everyone else hears both: a bridge.
+  void cut_link() {
+    ++cluster_.counts().partitions;
+    const NodeId a = primary_or_any().id;
+    const NodeId b = any_node().id;
+    if (a == b) return;
+    cluster_.block(a, b);
+    cluster_.block(b, a);
+  }
   /// Most partition failures need only one isolated node (Alquraan, OSDI 2018).
   void isolate(bool one_way) {
     const SimNode& lonely = primary_or_any();
@@ -187,7 +205,7 @@ void settle(SimCluster& cluster, SimTime until) {
     const LogIndex acknowledged = cluster.checker().acknowledged();
     if (acknowledged > before && has_converged(cluster, acknowledged)) return;
     if (cluster.now() >= until) {
-      return cluster.checker().fail("no progress after everything was healed");
+      return cluster.checker().fail("no progress after everything was healed" + cluster.describe());
     }
     if (acknowledged == before && cluster.now() >= next_try) {
       next_try = cluster.now() + 200 * kMillisecond;
@@ -296,7 +314,7 @@ constexpr std::array<CountName, 29> kCounts{{
     {"primaries_removed", &RaftSimCounts::primaries_removed},
     {"memberships_reverted", &RaftSimCounts::memberships_reverted},
     {"transfers", &RaftSimCounts::transfers},
-    {"transfers_done", &RaftSimCounts::transfers_done},
+    {"transfer_votes", &RaftSimCounts::transfer_votes},
     {"lease_reads", &RaftSimCounts::lease_reads},
     {"index_reads", &RaftSimCounts::index_reads},
     {"reads_refused", &RaftSimCounts::reads_refused},

@@ -75,8 +75,8 @@ struct RaftSimCounts {
   std::uint64_t membership_changes = 0;  ///< committed
   std::uint64_t primaries_removed = 0;
   std::uint64_t memberships_reverted = 0;
-  std::uint64_t transfers = 0;  ///< asked for
-  std::uint64_t transfers_done = 0;
+  std::uint64_t transfers = 0;       ///< asked for
+  std::uint64_t transfer_votes = 0;  ///< asked for by their targets
   std::uint64_t lease_reads = 0;
   std::uint64_t index_reads = 0;    ///< confirmed by a round
   std::uint64_t reads_refused = 0;  ///< a primary without a lease

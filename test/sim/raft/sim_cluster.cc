@@ -129,8 +129,10 @@ void SimCluster::schedule_tick(SimNode& node) {
 
 /// Obeys an Output as the contract in raft_core.h says (or as the mutation does not).
 void SimCluster::carry_out(SimNode& node, Output out) {
+  bool truncated = false;
   for (const LogEntry& entry : out.append) {
     if (entry.index <= node.log.last_index()) {
+      truncated = true;
       ++counts_.truncations;
       trace(node, "truncates at", entry.index.value());
       for (LogIndex i = entry.index; i <= node.log.last_index(); i = i.next()) {
@@ -145,6 +147,7 @@ void SimCluster::carry_out(SimNode& node, Output out) {
     if (!node.log.append(entry)) return checker_.fail("an append leaves a gap");
     checker_.on_append(node.id, node.log, entry.index);
   }
+  if (truncated) check_membership(node);
   if (out.fetch_snapshot) {
     node.fetching = out.fetch_snapshot;
     node.fetching_from = out.fetch_from;
@@ -181,7 +184,7 @@ void SimCluster::carry_out(SimNode& node, Output out) {
 void SimCluster::send(RaftMessage message) {
   ++counts_.messages;
   if (message.kind == RaftKind::kTimeoutNow) ++counts_.transfers;
-  if (message.kind == RaftKind::kVote && message.transfer) ++counts_.transfers_done;
+  if (message.kind == RaftKind::kVote && message.transfer) ++counts_.transfer_votes;
   if (message.to.value() == 0 || message.to.value() > nodes_.size()) return;
   if (blocked_.contains({message.from, message.to}) ||
       random_.chance(weather_.drop_per_mille, 1000)) {
@@ -330,12 +333,10 @@ void SimCluster::start(SimNode& node) {
   RaftOptions options = raft_options_;
   options.self = node.id;
   options.seed = random_.next();
-  HardState hard = node.disk_hard;
-  if (options_.mutation == Mutation::kForgetLeaseAtRestart) {
-    options.mutation = serverd::RaftMutation::kVoteDuringLease;
-  }
-  node.core.emplace(options, hard, node.applied_membership,
-                    std::min(node.applied, node.log.last_index()), node.log, clock(node));
+  TimePoint now = clock(node);
+  if (options_.mutation == Mutation::kForgetLeaseAtRestart) now -= std::chrono::seconds(10);
+  node.core.emplace(options, node.disk_hard, node.applied_membership,
+                    std::min(node.applied, node.log.last_index()), node.log, now);
   node.tick_at = 0;
   trace(node, "starts");
   schedule_tick(node);
@@ -471,6 +472,20 @@ void SimCluster::check_commit(SimNode& node) {
                              voters);
 }
 
+/// In force is the newest membership in the log, also after a truncation.
+void SimCluster::check_membership(const SimNode& node) {
+  for (LogIndex i = node.log.last_index(); i >= node.log.first_index(); i = i.prev()) {
+    const LogEntry& entry = node.log.entry(i);
+    if (entry.kind != EntryKind::kMembership) continue;
+    const auto decoded = decode_membership(as_bytes(*entry.data));
+    if (!decoded || *decoded != node.core->membership()) {
+      checker_.fail("membership: node " + std::to_string(node.id.value()) +
+                    " does not follow the newest one in its log");
+    }
+    return;
+  }
+}
+
 /// Whoever may serve reads now must know of every acknowledged proposal.
 void SimCluster::check_reads() {
   const LogIndex acknowledged = checker_.acknowledged();
@@ -491,6 +506,35 @@ void SimCluster::check_reads() {
       return state != serverd::ReadState::kWaiting;
     });
   }
+}
+
+std::string SimCluster::describe() const {
+  std::string text;
+  for (const auto& node : nodes_) {
+    text += "\n  node " + std::to_string(node->id.value());
+    if (!node->up()) {
+      text += " down";
+      continue;
+    }
+    const RaftCore& core = *node->core;
+    text += std::string(" ") + serverd::to_string(core.role()) + " of term " +
+            std::to_string(core.term().value()) + ", log " +
+            std::to_string(node->log.first_index().value()) + ".." +
+            std::to_string(core.last_index().value()) + ", durable " +
+            std::to_string(core.durable_index().value()) + ", commit " +
+            std::to_string(core.commit().value()) + ", applied " +
+            std::to_string(node->applied.value()) + (node->fetching ? ", fetching" : "") +
+            ", members";
+    for (const Member& member : core.membership().members) {
+      text += " " + std::to_string(member.id.value()) + (member.voter ? "" : " (learner)");
+    }
+    for (const auto& [id, peer] : core.progress()) {
+      text += "; peer " + std::to_string(id.value()) + " match " +
+              std::to_string(peer.match.value()) + " next " + std::to_string(peer.next.value()) +
+              (peer.in_snapshot ? " in snapshot" : "") + (peer.probing ? " probing" : "");
+    }
+  }
+  return text;
 }
 
 void SimCluster::trace(const SimNode& node, const char* what, std::uint64_t value) {

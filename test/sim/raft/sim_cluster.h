@@ -127,7 +127,8 @@ class SimCluster {
 
   std::vector<std::unique_ptr<SimNode>>& nodes() { return nodes_; }
   SimNode& node(NodeId id) { return *nodes_[id.value() - 1]; }
-  SimNode* primary();  ///< of the highest term, if any
+  SimNode* primary();            ///< of the highest term, if any
+  std::string describe() const;  ///< one line per node
   SimTime now() const { return now_; }
   SeededRandom& random() { return random_; }
   SimWeather& weather() { return weather_; }
@@ -147,6 +148,7 @@ class SimCluster {
   void check_role(SimNode& node);
   void check_commit(SimNode& node);
   void apply(SimNode& node);
+  void check_membership(const SimNode& node);
   void check_reads();
   void schedule_tick(SimNode& node);
   const SimSnapshot& take_snapshot(SimNode& node);
