@@ -50,10 +50,12 @@ Task<T> run_job(Env& env, std::shared_ptr<Result<T>> result, std::function<void(
 /// alive until it has run (also when the waiting coroutine is destroyed: capture shared_ptrs, not
 /// references to the coroutine's frame).
 ///
-/// In a coroutine give `work` a name first, unless its captures are trivial: g++ 12 destroys a
-/// closure that is a temporary of a co_await expression twice, and with it each shared_ptr in it.
+/// Give `work` a name first, unless its captures are trivial: g++ 12 destroys a closure that is a
+/// temporary of a co_await expression twice, and with it each shared_ptr in it.
 template <class T, class Work>
 Task<T> blocking(Env& env, Work&& work) {
+  static_assert(std::is_lvalue_reference_v<Work> || std::is_trivially_destructible_v<Work>,
+                "name the closure first: g++ 12 would destroy its captures twice");
   auto result = std::make_shared<Result<T>>(Errc::kShuttingDown);
   std::function<void()> job = [result, work = std::forward<Work>(work)]() mutable {
     *result = work();
