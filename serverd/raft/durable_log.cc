@@ -98,16 +98,16 @@ std::optional<Term> DurableLog::term_at(LogIndex index) const {
   return term_at_locked(index);
 }
 
-std::optional<LogEntry> DurableLog::newest_membership() const {
-  LogIndex index;
+Result<std::string> DurableLog::membership_at(LogIndex index) const {
+  LogIndex since;
   {
     MutexLock lock(mutex_);
-    if (memberships_.empty()) return std::nullopt;
-    index = memberships_.back();
+    const auto after = std::upper_bound(memberships_.begin(), memberships_.end(), index);
+    if (after == memberships_.begin()) return base_membership_;
+    since = *std::prev(after);
   }
-  auto entries = read(index, index, 0);
-  if (!entries) return std::nullopt;
-  return std::move(entries->front());
+  FM_TRY(const auto entries, read(since, since, 0));
+  return *entries.front().data;
 }
 
 Result<std::vector<LogEntry>> DurableLog::read(LogIndex first, LogIndex last,
@@ -154,7 +154,8 @@ Result<std::vector<LogEntry>> DurableLog::read_run(LogIndex first, LogIndex last
     auto next = std::upper_bound(
         segments_.begin(), segments_.end(), first,
         [](LogIndex index, const Segment& segment) { return index < segment.first; });
-    FM_ASSERT(next != segments_.begin());
+    if (next == segments_.begin())
+      return Errc::kTruncatedHistory;  // between reset() and finish_reset()
     file = std::prev(next)->file;
     if (next != segments_.end()) last = std::min(last, next->first.prev());
     std::size_t bytes = 0;
@@ -413,34 +414,39 @@ Status DurableLog::write_entries(const std::vector<LogEntry>& entries) {
   return write_state(state);
 }
 
-Status DurableLog::compact(LogIndex up_to, std::string membership) {
+void DurableLog::forget(LogIndex up_to, std::string membership) {
+  FM_ASSERT(membership.size() <= kMembershipBytesMax);
+  MutexLock lock(mutex_);
+  if (up_to <= base_index_) return;
+  FM_ASSERT(up_to <= disk_last_ && (!cut_ || up_to < *cut_) && slot(up_to).offset != 0);
+  drop_front(up_to);
+  base_membership_ = std::move(membership);
+}
+
+Status DurableLog::compact() {
   MutexLock io(io_mutex_);
-  Status done = do_compact(up_to, std::move(membership));
+  Status done = do_compact();
   return done ? done : poison(done.error());
 }
 
-Status DurableLog::do_compact(LogIndex up_to, std::string membership) {
-  FM_ASSERT(membership.size() <= kMembershipBytesMax);
+Status DurableLog::do_compact() {
   State state = state_;
   {
     MutexLock lock(mutex_);
     FM_CHECK(check_poison());
-    if (up_to <= base_index_) return {};
-    FM_ASSERT(up_to <= disk_last_ && (!cut_ || up_to < *cut_));
-    state.base_index = up_to;
-    state.base_term = slot(up_to).term;
+    if (base_index_ <= state.base_index) return {};
+    state.base_index = base_index_;
+    state.base_term = base_term_;
     state.durable = cut_ ? std::min(disk_last_, cut_->prev()) : disk_last_;
-    state.membership = membership;
+    state.membership = base_membership_;
   }
   // First the promise, then the removal: a missing first segment is damage unless the base says so.
   FM_CHECK(write_state(state));
   std::vector<std::string> paths;
   {
     MutexLock lock(mutex_);
-    drop_front(up_to);
-    base_membership_ = std::move(membership);
     std::size_t drop = 0;
-    while (drop + 1 < segments_.size() && segments_[drop + 1].first <= up_to.next()) {
+    while (drop + 1 < segments_.size() && segments_[drop + 1].first <= state.base_index.next()) {
       paths.push_back(segments_[drop++].path);
     }
     segments_.erase(segments_.begin(), segments_.begin() + static_cast<std::ptrdiff_t>(drop));
@@ -470,15 +476,23 @@ Status DurableLog::do_reset(LogIndex index, Term term, std::string membership) {
   FM_CHECK(write_state(state));
   while (!segments_.empty()) FM_CHECK(remove_newest_segment());
   MutexLock lock(mutex_);
+  reset_ = true;
+  return {};
+}
+
+void DurableLog::finish_reset() {
+  MutexLock lock(mutex_);
+  if (!std::exchange(reset_, false)) return;
   slots_.clear();
   cache_.clear();
   cache_bytes_ = 0;
   memberships_.clear();
-  base_index_ = disk_last_ = writing_last_ = index;
-  base_term_ = term;
+  // Nobody writes the base on disk before memory has it: state_ is still as reset() left it, or was
+  // written again with the same base.
+  base_index_ = disk_last_ = writing_last_ = state_.base_index;
+  base_term_ = state_.base_term;
   base_slot_ = {};
-  base_membership_ = std::move(membership);
-  return {};
+  base_membership_ = state_.membership;
 }
 
 }  // namespace fermata::serverd

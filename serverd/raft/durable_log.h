@@ -72,8 +72,8 @@ class DurableLog final : public LogView {
   /// The index before first_index(), and what was in force there.
   LogIndex base_index() const;
   std::string base_membership() const;
-  /// The newest membership entry in the log.
-  std::optional<LogEntry> newest_membership() const;
+  /// What was in force at `index` (from base_index() to last_index()), encoded.
+  Result<std::string> membership_at(LogIndex index) const;
   /// Everything up to here is durable and not being replaced.
   LogIndex durable_index() const;
   /// There is something for persist() to do.
@@ -91,12 +91,19 @@ class DurableLog final : public LogView {
   /// The hard state first, then the entries. Blocks.
   Result<Persisted> persist();
 
-  /// Forgets entries up to `up_to` (durable, at most last_index()): `membership` was in force
-  /// there. Whole segments are removed. Blocks.
-  Status compact(LogIndex up_to, std::string membership);
-  /// A snapshot that ends at (index, term) was installed: the log becomes empty and stands there.
-  /// An index at or below base_index() changes nothing. No append() meanwhile. Blocks.
+  /// Forgets entries up to `up_to` (at most durable_index()); `membership` was in force there.
+  /// Memory only, on the executor, so that the core never sees the log's beginning move during an
+  /// event.
+  void forget(LogIndex up_to, std::string membership);
+  /// Makes what forget() did durable and removes whole segments. Blocks.
+  Status compact();
+
+  /// A snapshot that ends at (index, term) was installed: on disk the log becomes empty and stands
+  /// there. An index at or below base_index() changes nothing. No append() until finish_reset().
+  /// Blocks.
   Status reset(LogIndex index, Term term, std::string membership);
+  /// The same in memory, on the executor.
+  void finish_reset();
 
  private:
   struct Segment {
@@ -135,7 +142,7 @@ class DurableLog final : public LogView {
   Status write_entries(const std::vector<LogEntry>& entries);
   Status begin_segment(LogIndex first, Term prev_term, std::uint32_t prev_crc, std::string& buffer);
   Status remove_newest_segment();
-  Status do_compact(LogIndex up_to, std::string membership);
+  Status do_compact();
   Status do_reset(LogIndex index, Term term, std::string membership);
 
   const Slot& slot(LogIndex index) const FM_REQUIRES(mutex_);  ///< also of the base
@@ -158,6 +165,7 @@ class DurableLog final : public LogView {
       FM_GUARDED_BY(mutex_);  // of the entry at the base, while a segment has it; else only the CRC
   std::string base_membership_ FM_GUARDED_BY(mutex_);
   bool hard_staged_ FM_GUARDED_BY(mutex_) = false;
+  bool reset_ FM_GUARDED_BY(mutex_) = false;      // state_ has the base that memory is to go to
   std::deque<Slot> slots_ FM_GUARDED_BY(mutex_);  // of base_index_ + 1 and on
   std::deque<LogEntry> cache_
       FM_GUARDED_BY(mutex_);  // the newest entries; all that are not on disk

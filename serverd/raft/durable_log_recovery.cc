@@ -19,6 +19,7 @@ struct DurableLog::Recovery {
   std::vector<LogIndex> on_disk{};          // first indexes of the segments, sorted
   std::vector<std::string> remove{};        // oldest first
   std::optional<std::uint32_t> tail_cut{};  // of the last segment kept
+  Bytes tail{};                               // the last segment kept, whole
   bool state_damaged = false;
   std::uint32_t chain = 0;  // CRC of the last good record
   LogIndex expected{};      // the next record's index
@@ -295,6 +296,8 @@ Status DurableLog::Recovery::scan_segment(LogIndex first, bool is_last) {
       offset += record_bytes(record->size);
     }
     segment.end = static_cast<std::uint32_t>(offset);
+    bytes.resize(offset);
+    tail = std::move(bytes);
     log.segments_.push_back(std::move(segment));
     return {};
   };
@@ -368,9 +371,12 @@ Status DurableLog::Recovery::repair() {
     }
     FM_CHECK(disk.sync_dir(log.options_.dir));
     if (!log.segments_.empty()) {
-      // What a killed process left in the kernel's cache counts from now on, so it must be durable.
+      // What a stopped process left in the kernel's cache counts from now on, so it must become
+      // durable. After a failed sync the cache calls it clean though the disk never got it: only
+      // writing again helps.
       Segment& last = log.segments_.back();
       if (tail_cut) FM_CHECK(last.file->truncate(*tail_cut));
+      FM_CHECK(last.file->write_at(0, tail));
       FM_CHECK(last.file->sync());
     }
     State state = log.state_;

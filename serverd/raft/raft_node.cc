@@ -1,0 +1,235 @@
+#include "serverd/raft/raft_node.h"
+
+#include <spdlog/spdlog.h>
+
+#include <utility>
+
+#include "common/base/assert.h"
+#include "serverd/raft/raft_node_impl.h"
+
+namespace fermata::serverd {
+namespace asio = boost::asio;
+
+RaftNode::RaftNode(Env& env, RaftNodeOptions options, StateMachine& machine,
+                   PeerTransport& transport, std::function<void(std::string)> fatal)
+    : env_(env),
+      options_(std::move(options)),
+      machine_(machine),
+      transport_(transport),
+      fatal_(std::move(fatal)),
+      snapshots_(std::make_shared<SnapshotStore>(env.disk(), options_.dir + "/snapshots")),
+      persist_wake_(env.executor()),
+      apply_wake_(env.executor()),
+      tasks_(env.executor()) {}
+
+RaftNode::~RaftNode() = default;
+
+asio::awaitable<void> RaftNode::stop() {
+  stopped_ = true;
+  fail_waiting(Errc::kShuttingDown);
+  tasks_.cancel_all();
+  co_await tasks_.join();
+}
+
+void RaftNode::fail(std::string why) {
+  if (stopped_) return;
+  stopped_ = true;
+  spdlog::critical("node {} of group {} stops: {}", options_.raft.self.value(),
+                   options_.raft.group.value(), why);
+  fail_waiting(Errc::kShuttingDown);
+  tasks_.cancel_all();
+  if (fatal_) fatal_(std::move(why));
+}
+
+// --- Obeying the core ----------------------------------------------------------------------------
+
+void RaftNode::receive(const RaftMessage& message) {
+  if (!running()) return;
+  Output out;
+  core_->receive(message, env_.now(), out);
+  obey(std::move(out));
+}
+
+/// Puts what must become durable into the log's memory.
+Status RaftNode::stage(Output& out) {
+  sequence_ = std::max(sequence_, out.sequence);
+  if (out.hard_state) log_->set_hard_state(*out.hard_state);
+  unreported_ |= out.needs_persist();
+  for (auto& message : out.messages_after_persist) after_persist_.push_back(std::move(message));
+  // Each run of consecutive indexes is one append: the next may cut the log again.
+  for (std::size_t first = 0; first < out.append.size();) {
+    std::vector<LogEntry> run;
+    do {
+      run.push_back(std::move(out.append[first++]));
+    } while (first < out.append.size() && out.append[first].index == run.back().index.next());
+    FM_CHECK(log_->append(std::move(run)));
+  }
+  return {};
+}
+
+void RaftNode::obey(Output out) {
+  if (!running()) return;
+  if (const Status staged = stage(out); !staged) return fail("log: " + staged.error().message());
+  if (core_->membership() != told_members_) {
+    told_members_ = core_->membership();
+    transport_.set_members(told_members_);
+  }
+  send_all(std::move(out.messages));
+  if (unreported_ || !after_persist_.empty()) persist_wake_.notify();
+  commit_ = std::max(commit_, out.commit);
+  if (out.role_changed) note_role();
+  apply_some();
+  tell_role();
+  check_reads();
+  if (!running()) return;
+  for (const NodeId peer : out.wants_snapshot) want_snapshot(peer);
+  if (out.fetch_snapshot) {
+    tasks_.spawn("fetch snapshot", fetch_snapshot(*out.fetch_snapshot, out.fetch_from));
+  }
+}
+
+void RaftNode::send_all(std::vector<RaftMessage> messages) {
+  for (RaftMessage& message : messages) {
+    const NodeId to = message.to;
+    transport_.send(to, std::move(message));
+  }
+}
+
+void RaftNode::note_role() {
+  const Role role = core_->role();
+  const Term term = core_->term();
+  if (role == role_ && term == role_term_) return;  // only the primary that is known changed
+  if (role_ == Role::kPrimary) fail_waiting(Errc::kConnectionLost);
+  if (role == Role::kPrimary) own_first_ = core_->last_index();
+  role_ = role;
+  role_term_ = term;
+}
+
+/// Tells the state machine its role: a new primary once its own first entry is applied, so that
+/// everything its predecessors committed is too.
+void RaftNode::tell_role() {
+  if (stopped_ || (role_ == told_role_ && role_term_ == told_term_)) return;
+  if (role_ == Role::kPrimary && applied_ < own_first_) return;
+  told_role_ = role_;
+  told_term_ = role_term_;
+  spdlog::info("node {}: {} in term {}, entry {} applied", options_.raft.self.value(),
+               to_string(role_), role_term_.value(), applied_.value());
+  machine_.on_role(role_, role_term_);
+}
+
+asio::awaitable<void> RaftNode::tick_loop() {
+  while (running()) {
+    // An event may bring the next tick nearer, so never sleep for long.
+    const TimePoint bound = env_.now() + options_.raft.heartbeat_interval / 4;
+    (void)co_await env_.sleep_until(std::min(core_->next_tick(), bound));
+    if (!running()) co_return;
+    const TimePoint now = env_.now();
+    if (now >= core_->next_tick()) {
+      Output out;
+      core_->tick(now, out);
+      obey(std::move(out));
+    }
+    if (snapshot_ && !making_snapshot_ && now - snapshot_used_ > options_.snapshot_idle_max) {
+      snapshot_used_ = now;
+      tasks_.spawn("drop snapshot", drop_idle_snapshot());
+    }
+  }
+}
+
+/// One persist at a time; whatever is staged while it runs goes with the next.
+asio::awaitable<void> RaftNode::persist_loop() {
+  while (running()) {
+    if (!unreported_ && after_persist_.empty()) {
+      const std::error_code error = co_await persist_wake_.wait();
+      if (error) co_return;
+      continue;
+    }
+    const std::uint64_t sequence = sequence_;
+    auto messages = std::exchange(after_persist_, {});
+    unreported_ = false;
+    if (log_->has_staged()) {
+      ++counters_.persists;
+      const auto persist = [log = log_] { return log->persist(); };
+      const auto done = co_await blocking<DurableLog::Persisted>(env_, persist);
+      if (!running()) co_return;
+      if (!done) {
+        fail("log: " + done.error().message() + "; what it held before this is safe");
+        co_return;
+      }
+    }
+    send_all(std::move(messages));
+    Output out;
+    core_->on_persisted(sequence, env_.now(), out);
+    obey(std::move(out));
+  }
+}
+
+// --- Applying ------------------------------------------------------------------------------------
+
+LogIndex RaftNode::ready_to_apply() const {
+  if (installing_) return applied_;
+  return std::max(applied_, std::min(commit_, log_->durable_index()));
+}
+
+/// One batch, now; the rest in further turns of the executor.
+void RaftNode::apply_some() {
+  if (applying_ || !running()) return;
+  const LogIndex ready = ready_to_apply();
+  if (applied_ < ready) {
+    applying_ = true;
+    const Status done = apply_batch(ready);
+    applying_ = false;
+    if (!done) return fail("state machine: " + done.error().message());
+  }
+  if (applied_ < ready_to_apply()) apply_wake_.notify();
+  if (applied_bytes_ > options_.flush_bytes && !flushing_ && !installing_) {
+    flushing_ = true;
+    applied_bytes_ = 0;
+    tasks_.spawn("flush and compact", flush_and_compact());
+  }
+}
+
+asio::awaitable<void> RaftNode::apply_loop() {
+  while (running()) {
+    const std::error_code error = co_await apply_wake_.wait();
+    if (error) co_return;
+    apply_some();
+    tell_role();
+    check_reads();
+  }
+}
+
+Status RaftNode::apply_batch(LogIndex up_to) {
+  FM_TRY(const auto entries, log_->read(applied_.next(), up_to, options_.apply_bytes_max));
+  std::vector<StateMachine::Command> commands;
+  for (const LogEntry& entry : entries) {
+    applied_bytes_ += entry.data->size() + sizeof entry;
+    if (entry.kind != EntryKind::kCommand) continue;
+    commands.push_back({.index = entry.index, .term = entry.term, .data = entry.data});
+  }
+  const LogIndex last = entries.back().index;
+  FM_TRY(auto results, machine_.apply(commands, last));
+  FM_ASSERT(results.size() == commands.size());
+  FM_ASSERT(machine_.applied_index() == last);
+  applied_ = last;
+  ++counters_.apply_batches;
+  counters_.applied_commands += commands.size();
+  std::size_t next = 0;
+  for (const LogEntry& entry : entries) {
+    resolve(entry, entry.kind == EntryKind::kCommand ? std::move(results[next++]) : std::string());
+  }
+  return {};
+}
+
+void RaftNode::resolve(const LogEntry& entry, std::string result) {
+  const auto found = proposals_.find(entry.index);
+  if (found == proposals_.end()) return;
+  const auto proposal = std::move(found->second);
+  proposals_.erase(found);
+  release_room(proposal->bytes);
+  // Another term's entry in its place: what was proposed there can never be committed.
+  if (proposal->term != entry.term) return proposal->finish(Errc::kNotPrimary);
+  proposal->finish(Outcome{.index = entry.index, .result = std::move(result)});
+}
+
+}  // namespace fermata::serverd
