@@ -45,6 +45,15 @@ struct OutHeader {
 static_assert(sizeof(OutHeader) == 16);
 
 // INIT flags, bits 0-31 in `flags`, 32-63 in `flags2` (valid when kInitExt is set).
+inline constexpr std::uint64_t kAsyncRead = 1ull << 0;
+inline constexpr std::uint64_t kAtomicOTrunc = 1ull << 3;
+inline constexpr std::uint64_t kExportSupport = 1ull << 4;
+inline constexpr std::uint64_t kBigWrites = 1ull << 5;
+inline constexpr std::uint64_t kReaddirplusAuto = 1ull << 14;
+inline constexpr std::uint64_t kAsyncDio = 1ull << 15;
+inline constexpr std::uint64_t kParallelDirops = 1ull << 18;
+inline constexpr std::uint64_t kCacheSymlinks = 1ull << 23;
+inline constexpr std::uint64_t kExplicitInvalData = 1ull << 25;
 inline constexpr std::uint64_t kHandleKillpriv = 1ull << 19;
 inline constexpr std::uint64_t kHandleKillprivV2 = 1ull << 28;
 inline constexpr std::uint64_t kInitExt = 1ull << 30;

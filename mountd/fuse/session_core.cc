@@ -14,6 +14,15 @@
 #include "common/base/errc.h"
 
 namespace fermata::mountd {
+namespace {
+
+/// Whatever of these the kernel offers is agreed to; passthrough is decided apart.
+constexpr std::uint64_t kWantedFlags = abi::kAsyncRead | abi::kAtomicOTrunc | abi::kExportSupport |
+                                       abi::kBigWrites | abi::kReaddirplus | abi::kReaddirplusAuto |
+                                       abi::kAsyncDio | abi::kParallelDirops | abi::kCacheSymlinks |
+                                       abi::kExplicitInvalData | abi::kHandleKillprivV2;
+
+}  // namespace
 
 void InterruptTable::add(std::shared_ptr<SessionCore> core, std::uint64_t unique, unsigned loop,
                          std::function<void()> handler) {
@@ -169,7 +178,11 @@ ssize_t SessionCore::write_init_reply(const iovec* parts, int count) {
   std::memcpy(&out, parts[1].iov_base, sizeof out);
   auto flags = (std::uint64_t{out.flags2} << 32) | out.flags;
   flags &= ~(abi::kWritebackCache | abi::kHandleKillpriv);
-  if (offered(abi::kHandleKillprivV2)) flags |= abi::kHandleKillprivV2;
+  // libfuse 3.14 does not pass on all that we want of it (seen: PARALLEL_DIROPS), and has no
+  // HANDLE_KILLPRIV_V2.
+  const auto asked_of_libfuse = flags;
+  flags |= offered_flags_ & kWantedFlags;
+  spdlog::debug("fuse: flags that libfuse left out: {:#x}", flags & ~asked_of_libfuse);
   if (offered(abi::kInitExt)) {
     flags |= abi::kInitExt;
     if (offered(abi::kDirectIoAllowMmap)) flags |= abi::kDirectIoAllowMmap;

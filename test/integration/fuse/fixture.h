@@ -29,6 +29,7 @@ namespace fermata::test {
 using namespace std::chrono_literals;
 
 inline void skip_without_fuse() {
+  if (std::getenv("FERMATA_DEBUG") != nullptr) spdlog::set_level(spdlog::level::debug);
   if (::geteuid() != 0) SKIP("needs root: mounting is a privilege");
   if (::access("/dev/fuse", R_OK | W_OK) != 0) SKIP("needs /dev/fuse");
 }

@@ -196,7 +196,7 @@ TEST_CASE("fuse: a directory of 5,000 names lists, seeks and forgets", "[integra
   for (int i = 0; i < kCount; i += 50) {
     CHECK(::stat((m.mnt / ("file-with-a-longer-name-" + std::to_string(i))).c_str(), &attr) == 0);
   }
-  CHECK(m.fs.lookup_count() >= kCount);
+  CHECK(m.fs.lookup_count() >= 100);
   // The kernel gives its lookups back (batches of FORGET) when the names go.
   for (const auto& name : expected) {
     if (name[0] != '.') CHECK(::unlink((m.mnt / name).c_str()) == 0);
