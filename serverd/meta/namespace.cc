@@ -17,9 +17,9 @@ bool is_answer(const CommandResult& result) {
 /// A session's client has got its answers to all requests below `answered_below`: forget them.
 Status forget_answered(Txn& txn, SessionId session, Sequence known, Sequence answered_below) {
   if (answered_below <= known) return {};
-  const std::string first = key_of(session, known.next());
+  // From the first that is kept; sequence 0 is the mark itself.
   FM_TRY(const auto records,
-         txn.scan(Family::kRequests, std::max(first, key_of(session, Sequence(1))),
+         txn.scan(Family::kRequests, key_of(session, std::max(known, Sequence(1))),
                   key_of(session, answered_below)));
   for (const auto& record : records) txn.erase(Family::kRequests, record.key);
   txn.put(Family::kRequests, key_of(session, kAnsweredBelow),

@@ -47,10 +47,11 @@ Result<std::map<std::string, std::string>> records_at(const KvReader& reader, Fa
   for (; past->valid() && taken < records_max; past->next()) {
     if (past->key().size() < 10) return Errc::kCorruptStore;
     const LogIndex ended(number_in(past->key(), past->key().size() - 8));
-    if (ended <= at) continue;
+    const std::string_view key = past->key().substr(1, past->key().size() - 10);
+    if (ended <= at || key < lower) continue;  // "a" then zero sorts above the bound "a\0"
     FM_TRY(const LogIndex since, since_of(past->value()));
     if (since > at) continue;
-    records.emplace(past->key().substr(1, past->key().size() - 10), past->value());
+    records.emplace(key, past->value());
     ++taken;
   }
   FM_CHECK(past->status());

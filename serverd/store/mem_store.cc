@@ -105,6 +105,7 @@ Result<std::unique_ptr<MemStore>> MemStore::open(Disk& disk, const std::string& 
                                                  ClusterId cluster) {
   std::unique_ptr<MemStore> store(new MemStore(disk, path));
   FM_CHECK(disk.make_dirs(path));
+  FM_CHECK(disk.sync_dir(parent_of(path)));
   FM_TRY(const bool there, disk.exists(path + kImageName));
   State state;
   if (there) {
@@ -184,6 +185,7 @@ Status MemStore::install(const std::string& path) {
   FM_CHECK(disk_.rename(path + kImageName, path_ + kImageName));
   FM_CHECK(disk_.sync_dir(path_));
   FM_CHECK(disk_.remove_all(path));
+  FM_CHECK(disk_.sync_dir(parent_of(path)));
   const MutexLock lock(mutex_);
   state_ = std::move(next);
   return {};

@@ -1,0 +1,205 @@
+// The namespace as a replicated state machine: equal bytes, replay, checkpoints, digests.
+#include <cstdlib>
+
+#include "common/base/limits.h"
+#include "common/env/real_env.h"
+#include "common/wire/command_codec.h"
+#include "serverd/store/rocks_store.h"
+#include "test/unit/serverd/meta/fixture.h"
+
+using namespace fermata;
+using namespace fermata::serverd;
+using namespace fermata::serverd::test;
+
+namespace {
+
+/// A history with something of everything, refusals included.
+std::vector<Namespace::Entry> some_history(std::uint64_t seed, int steps) {
+  Memory memory;
+  Driver d(*memory.store);
+  d.bootstrap();
+  SeededRandom random(seed);
+  std::vector<InodeId> directories{kRootInode}, files;
+  const auto name = [&] { return std::string(1, static_cast<char>('a' + random.below(6))); };
+  const auto directory = [&] { return directories[random.below(directories.size())]; };
+  for (int i = 0; i < steps; ++i) {
+    const auto file = files.empty() ? InodeId(2) : files[random.below(files.size())];
+    const std::uint64_t size = random.below(4 * kChunkSizeBytes) + 1;
+    switch (random.below(14)) {
+      case 0:
+      case 1:
+        if (const auto made = d.create(directory(), name()); made.error == 0)
+          files.push_back(made.inode);
+        break;
+      case 2:
+        if (const auto made = d.mkdir(directory(), name()); made.error == 0)
+          directories.push_back(made.inode);
+        break;
+      case 3:
+        d.unlink(directory(), name(), random.chance(1, 3));
+        break;
+      case 4:
+        d.mutate(RmdirOp{directory(), name()});
+        break;
+      case 5:
+        d.rename(directory(), name(), directory(), name(),
+                 static_cast<std::uint32_t>(random.below(3)));
+        break;
+      case 6:
+        d.mutate(LinkOp{file, directory(), name()});
+        break;
+      case 7:
+        d.mutate(SetXattrOp{file, "user." + name(), name(), 0});
+        break;
+      case 8:
+        if (d.ns->attr(file)) d.write(file, std::string(random.below(200), 'x'));
+        break;
+      case 9:
+        if (d.ns->attr(file))
+          d.write_chunks(file, size,
+                         {{0, chunk(static_cast<std::uint32_t>(random.below(9)))},
+                          {static_cast<std::uint32_t>((size - 1) / kChunkSizeBytes),
+                           chunk(static_cast<std::uint32_t>(random.below(9)))}},
+                         true);
+        break;
+      case 10:
+        if (d.ns->attr(file)) d.patch(file, size, random.below(size), "p");
+        break;
+      case 11:
+        d.mutate(ReleaseOrphansOp{{file}});
+        break;
+      case 12:
+        d.run(d.command(PruneHistoryCommand{LogIndex(random.below(d.log.size() + 1)), 20}));
+        break;
+      case 13:
+        d.run(d.command(DropChunksCommand{*d.ns->garbage(LogIndex(UINT64_MAX), 3)}));
+        break;
+    }
+  }
+  d.run(d.command(DigestCommand{}));
+  CHECK(d.problems() == std::vector<std::string>{});
+  return d.log;
+}
+
+std::string digest_at_end(Namespace& ns) {
+  const auto work = ns.digest_work();
+  REQUIRE(work);
+  REQUIRE(work->run());
+  return ns.digest(work->index()).value_or("none");
+}
+
+struct TemporaryDirectory {
+  TemporaryDirectory() {
+    char name[] = "/tmp/fermata_meta_XXXXXX";
+    path = ::mkdtemp(name);
+  }
+  ~TemporaryDirectory() { (void)RealDisk().remove_all(path); }
+  std::string path;
+};
+
+}  // namespace
+
+TEST_CASE("Namespace: replicas come to the same bytes, however the log is cut and replayed",
+          "[serverd][meta]") {
+  for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+    CAPTURE(seed);
+    const auto log = some_history(seed, 600);
+    const std::span<const Namespace::Entry> all(log);
+
+    Memory whole;
+    auto a = *Namespace::open(*whole.store);
+    REQUIRE(a->apply_entries(all, log.back().index));
+    const std::string expected = digest_at_end(*a);
+
+    // Small batches, flushes and crashes in between; the log is then applied again from an earlier
+    // place.
+    Memory broken;
+    SeededRandom random(seed);
+    auto b = *Namespace::open(*broken.store);
+    while (b->applied_index() < log.back().index) {
+      const std::size_t from = random.below(b->applied_index().value() + 1);
+      const std::size_t count = std::min<std::size_t>(1 + random.below(40), log.size() - from);
+      REQUIRE(b->apply_entries(all.subspan(from, count), log[from + count - 1].index));
+      if (random.chance(1, 4)) {
+        REQUIRE(b->flush());
+        CHECK(b->durable_index() == b->applied_index());
+      }
+      if (random.chance(1, 8)) {
+        const LogIndex durable = b->durable_index();
+        b.reset();
+        broken.store.reset();
+        broken.disk.power_cut(random);
+        broken.reopen();
+        b = *Namespace::open(*broken.store);
+        CHECK(b->applied_index() == durable);
+      }
+    }
+    // A crash may have taken the order away; the digest was the last entry, so the state is the
+    // same.
+    CHECK(*digest_of(*broken.store) == expected);
+
+    // RocksDB through the codec, a checkpoint in the middle carried to a third replica.
+    TemporaryDirectory directory;
+    auto rocks = *RocksStore::open(directory.path + "/c");
+    auto c = *Namespace::open(*rocks);
+    const auto feed = [&](Namespace& ns, std::size_t from, std::size_t to) {
+      std::vector<StateMachine::Command> batch;
+      for (std::size_t i = from; i < to; ++i)
+        batch.push_back(
+            {log[i].index, Term(1), std::make_shared<const std::string>(encode(log[i].command))});
+      const auto results = ns.apply(batch, log[to - 1].index);
+      REQUIRE(results);
+      CHECK(results->size() == batch.size());
+    };
+    const std::size_t half = log.size() / 2;
+    feed(*c, 0, half);
+    const auto index = c->checkpoint(directory.path + "/checkpoint");
+    REQUIRE(index);
+    CHECK(*index == log[half - 1].index);
+    auto rocks_d = *RocksStore::open(directory.path + "/d");
+    auto d = *Namespace::open(*rocks_d);
+    REQUIRE(d->install(directory.path + "/checkpoint"));
+    CHECK(d->applied_index() == *index);
+    CHECK(d->durable_index() == *index);
+    feed(*c, half, log.size());
+    feed(*d, half, log.size());
+    CHECK(digest_at_end(*c) == expected);
+    CHECK(digest_at_end(*d) == expected);
+    CHECK(*check(*rocks_d) == std::vector<std::string>{});
+  }
+}
+
+TEST_CASE("Namespace: a digest is of its index, whatever comes after", "[serverd][meta]") {
+  Memory memory;
+  Driver d(*memory.store);
+  d.bootstrap();
+  d.create(kRootInode, "f");
+  const auto at = d.ns->applied_index().next();
+  const auto ordered = d.command(DigestCommand{});
+  // In the middle of a batch.
+  std::vector<Namespace::Entry> batch{
+      {at, ordered},
+      {at.next(), d.mutation(CreateOp{.parent = kRootInode, .name = "g", .symlink_target = {}})}};
+  REQUIRE(d.ns->apply_entries(batch, at.next()));
+  const std::string digest = digest_at_end(*d.ns);
+  CHECK(d.ns->digest(at) == digest);
+  CHECK(d.digest() != digest);
+  CHECK(!d.ns->digest(at.next()));
+  CHECK(!d.ns->digest_work());
+}
+
+TEST_CASE("Namespace: entries that carry no command still move the applied index",
+          "[serverd][meta]") {
+  Memory memory;
+  auto ns = *Namespace::open(*memory.store);
+  REQUIRE(ns->apply({}, LogIndex(7)));
+  CHECK(ns->applied_index() == LogIndex(7));
+  CHECK(ns->durable_index() == LogIndex());
+  REQUIRE(ns->flush());
+  CHECK(ns->durable_index() == LogIndex(7));
+  // What this program cannot read stops the node.
+  const StateMachine::Command garbage{LogIndex(8), Term(1),
+                                      std::make_shared<const std::string>("not a command")};
+  CHECK(!ns->apply(std::span(&garbage, 1), LogIndex(8)));
+  CHECK(ns->applied_index() == LogIndex(7));
+}
