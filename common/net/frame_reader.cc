@@ -50,8 +50,12 @@ boost::asio::awaitable<bool> FrameReader::take(MutableByteView into) {
 }
 
 Task<Frame> FrameReader::next(std::optional<FrameKind> only) {
-  if (buffered() < kFrameHeaderSize && !co_await fill(kFrameHeaderSize)) {
-    truncated_ = buffered() != 0;
+  while (buffered() < kFrameHeaderSize) {
+    const bool more = co_await fill(buffered() + 1);
+    const ByteView begun = ByteView(buffer_).subspan(begin_, buffered());
+    if (!may_begin_frame(begun)) co_return Errc::kBadMessage;
+    if (more) continue;
+    truncated_ = !begun.empty();
     co_return Errc::kConnectionLost;
   }
   const std::span<const std::byte, kFrameHeaderSize> head(buffer_.data() + begin_,

@@ -119,6 +119,11 @@ EncodedHeader encode_header(const FrameHeader& header) {
   return bytes;
 }
 
+bool may_begin_frame(ByteView bytes) {
+  const std::size_t size = std::min(bytes.size(), sizeof kMagic);
+  return size == 0 || std::memcmp(bytes.data(), &kMagic, size) == 0;
+}
+
 Result<FrameHeader> decode_header(std::span<const std::byte, kFrameHeaderSize> bytes,
                                   const FrameLimits& limits) {
   const auto raw = load_le<RawHeader>(bytes.data());

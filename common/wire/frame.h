@@ -72,6 +72,9 @@ struct FrameLimits {
   std::uint32_t body_limit(std::uint16_t method) const;
 };
 
+/// False once the first bytes, however few, cannot begin a frame: no need to wait for more.
+bool may_begin_frame(ByteView bytes);
+
 /// Checks everything that a header alone can show: magic, version, checksum, kind, flags, sizes,
 /// unused fields. Errors: kBadMessage; kTooLarge; kVersionMismatch (right magic, other version;
 /// then nothing else was looked at).

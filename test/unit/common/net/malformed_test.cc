@@ -73,7 +73,7 @@ TEST_CASE("TcpNetwork: what is not the protocol closes that connection and is co
   std::shared_ptr<Connection> other;
   f.run(bystander(f, other));
   const std::string hello = hello_frame();
-  f.run(malformed_one(f, "GET / HTTP/1.1\r\nHost: example\r\nAccept: */*\r\n\r\n", false));
+  f.run(malformed_one(f, "GET / HTTP/1.1\r\n\r\n", false));
   f.run(malformed_one(f, std::string(5000, '\0'), false));
   f.run(malformed_one(f, std::string(5000, '\xff'), false));
   f.run(malformed_one(f, hello.substr(0, 10), true));
@@ -137,8 +137,10 @@ TEST_CASE("TcpNetwork: a storm of mutated bytes harms nobody else", "[net][malfo
 
 asio::awaitable<void> silent(NetFixture& f) {
   const auto start = std::chrono::steady_clock::now();
-  CHECK((co_await throw_at(f, "", false)).empty());
-  CHECK((co_await throw_at(f, hello_frame().substr(0, 20), false)).empty());
+  const std::string to_nothing = co_await throw_at(f, "", false);
+  const std::string to_a_part = co_await throw_at(f, hello_frame().substr(0, 20), false);
+  CHECK(to_nothing.empty());
+  CHECK(to_a_part.empty());
   CHECK(std::chrono::steady_clock::now() - start >= 190ms);
 }
 TEST_CASE("TcpNetwork: a connection that says no hello is closed in time", "[net][malformed]") {

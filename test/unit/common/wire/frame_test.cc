@@ -83,10 +83,12 @@ TEST_CASE("frame: sizes have limits by kind and by method", "[wire]") {
   CHECK(sized(kBodySizeMax + 1, 0, wide) == too_large);
   header.method = 13;
   CHECK(sized(11, 0, wide) == too_large);
-  header = FrameHeader{.kind = FrameKind::kPing};
+  header = FrameHeader();
+  header.kind = FrameKind::kPing;
   CHECK(sized(1, 0) == too_large);
   CHECK(sized(0, 1) == too_large);
-  header = FrameHeader{.kind = FrameKind::kHello};
+  header = FrameHeader();
+  header.kind = FrameKind::kHello;
   CHECK(sized(kHelloBodySizeMax, 0) == std::error_code());
   CHECK(sized(kHelloBodySizeMax + 1, 0) == too_large);
 }
