@@ -177,7 +177,10 @@ struct Cluster {
     node.env = std::make_unique<SimEnv>(scheduler, node.disk, SimEnvOptions{.seed = random.next()});
     node.machine = std::make_unique<FakeMachine>(node.disk, oracle);
     node.raft = std::make_unique<RaftNode>(*node.env, options(node.id), *node.machine, node,
-                                           [&node](const std::string&) { node.failed = true; });
+                                           [&node](const std::string& why) {
+                                             node.failed = true;
+                                             node.start_error = why;
+                                           });
     asio::co_spawn(node.env->executor(), start_node(&node, std::make_shared<std::string>()),
                    asio::detached);
   }
@@ -302,13 +305,12 @@ std::string Cluster::show() {
   std::string text;
   for (auto& n : nodes) {
     const LogStatus s = n->raft->status();
-    text += "\nnode " + std::to_string(n->id.value()) +
-            (n->started ? "" : " not started " + n->start_error) + (n->failed ? " failed" : "") +
-            " " + to_string(s.role) + " term " + std::to_string(s.term.value()) + " first " +
-            std::to_string(s.first.value()) + " last " + std::to_string(s.last.value()) +
-            " commit " + std::to_string(s.commit.value()) + " applied " +
-            std::to_string(s.applied.value()) + " fetches failed " +
-            std::to_string(n->raft->counters().snapshot_fetches_failed);
+    text += "\nnode " + std::to_string(n->id.value()) + (n->started ? "" : " not started ") +
+            n->start_error + (n->failed ? " failed" : "") + " " + to_string(s.role) + " term " +
+            std::to_string(s.term.value()) + " first " + std::to_string(s.first.value()) +
+            " last " + std::to_string(s.last.value()) + " commit " +
+            std::to_string(s.commit.value()) + " applied " + std::to_string(s.applied.value()) +
+            " fetches failed " + std::to_string(n->raft->counters().snapshot_fetches_failed);
   }
   return text;
 }
@@ -317,9 +319,10 @@ std::string Cluster::show() {
 std::string Cluster::settle() {
   isolated = NodeId();
   loss_percent = 0;
+  for (auto& n : nodes) n->disk.fail_at(~std::uint64_t{0}, SimDisk::Fault::kEio);  // never
+  scheduler.run_for(100ms);  // a fault that has struck is noticed
   for (auto& n : nodes) {
-    n->disk.fail_at(~std::uint64_t{0}, SimDisk::Fault::kEio);  // never
-    if (n->env && (n->failed || !n->started)) power_cut(*n);
+    if (n->env && (n->failed || !n->started || n->disk.is_off())) power_cut(*n);
   }
   start_all();
   if (!run_until([&] { return primary() != nullptr; }, 20s)) {
