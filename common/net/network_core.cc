@@ -191,7 +191,7 @@ Task<std::shared_ptr<Connection>> connect_stream(
       asio::bind_cancellation_slot(attempt->abort_dial.slot(), [attempt](std::exception_ptr e) {
         if (e) attempt->decide(from_errno(EIO));
       }));
-  if (co_await attempt->decided.wait()) {
+  if (const std::error_code stop = co_await attempt->decided.wait(); stop) {
     co_return std::make_error_code(std::errc::operation_canceled);
   }
   auto outcome = *attempt->outcome;

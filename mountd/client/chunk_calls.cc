@@ -14,8 +14,8 @@ constexpr Duration kChunkTimeout = std::chrono::seconds(20);
 constexpr std::size_t kQueryMax = 1000;
 
 Task<bool> matches(Env& env, ChunkId id, Buffer bytes) {
-  return blocking<bool>(env,
-                        [id, bytes]() -> Result<bool> { return chunk_id_of(bytes.view()) == id; });
+  const auto job = [id, bytes]() -> Result<bool> { return chunk_id_of(bytes.view()) == id; };
+  return blocking<bool>(env, job);
 }
 
 }  // namespace
@@ -35,7 +35,7 @@ Task<Buffer> ClusterClient::get_chunk(ChunkId id) {
       const std::string& node = nodes[(first + i) % nodes.size()];
       auto response = co_await router->call_node(node, Method::kGetChunk, body, {},
                                                  Router::Lane::kBulk, kChunkTimeout);
-      if (co_await is_cancelled()) co_return std::errc::interrupted;
+      if (const bool stop = co_await is_cancelled(); stop) co_return std::errc::interrupted;
       if (!response) continue;
       if (response->error == std::errc::no_such_file_or_directory) ++absent;
       if (response->error == Errc::kCorruptChunk) ++corrupt;

@@ -57,13 +57,13 @@ asio::awaitable<bool> is_cancelled() {
 }
 
 Task<void> Backoff::wait() {
-  if (co_await is_cancelled()) co_return std::errc::interrupted;
+  if (const bool stop = co_await is_cancelled(); stop) co_return std::errc::interrupted;
   const auto spread = static_cast<std::uint64_t>(next_.count() / 2 + 1);
   const Duration pause =
       next_ / 2 + Duration(static_cast<Duration::rep>(env_.random().below(spread)));
   next_ = std::min(next_ * 2, max_);
   co_await env_.sleep_for(pause);
-  if (co_await is_cancelled()) co_return std::errc::interrupted;
+  if (const bool stop = co_await is_cancelled(); stop) co_return std::errc::interrupted;
   co_return Status();
 }
 
@@ -95,7 +95,7 @@ Task<std::shared_ptr<Connection>> Router::connection_to(std::string address, Lan
     if (!slot.connecting) break;
     const auto event = slot.connecting;
     co_await event->async_wait(asio::as_tuple(asio::use_awaitable));
-    if (co_await is_cancelled()) co_return std::errc::interrupted;
+    if (const bool stop = co_await is_cancelled(); stop) co_return std::errc::interrupted;
     const Slot& after = slots_[key];
     if (!after.connecting && !after.connection && after.last_error) co_return after.last_error;
   }
@@ -143,7 +143,7 @@ Task<Router::Answer> Router::call_primary(Method method, std::string body, Buffe
     const std::string address = map_->address_for(attempt);
     if (address.empty()) co_return std::errc::host_unreachable;
     auto response = co_await call_node(address, method, body, payload, lane, timeout);
-    if (co_await is_cancelled()) co_return std::errc::interrupted;
+    if (const bool stop = co_await is_cancelled(); stop) co_return std::errc::interrupted;
     const std::error_code error = response ? response->error : response.error();
     if (response && !is_passing(error)) {
       map_->learn_primary(address);
@@ -182,7 +182,7 @@ Task<void> Router::wait_for_session(SessionId old) {
     if (now && now != old) co_return Status();
     if (stopped_) co_return Errc::kShuttingDown;
     if (give_up(begin)) co_return std::errc::timed_out;
-    if (co_await is_cancelled()) co_return std::errc::interrupted;
+    if (const bool stop = co_await is_cancelled(); stop) co_return std::errc::interrupted;
     co_await env_.sleep_for(std::chrono::milliseconds(10));
   }
 }

@@ -252,7 +252,7 @@ Task<void> SessionKeeper::start(Duration timeout) {
   }(impl));
   const TimePoint until = impl->env.now() + timeout;
   while (!impl->session.id() || !impl->bound) {
-    if (co_await is_cancelled()) co_return std::errc::interrupted;
+    if (const bool stop = co_await is_cancelled(); stop) co_return std::errc::interrupted;
     if (impl->stopping) co_return Errc::kShuttingDown;
     // What waiting cannot mend is said at once.
     if (impl->last_error == Errc::kWrongCluster || impl->last_error == Errc::kVersionMismatch)

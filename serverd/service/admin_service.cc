@@ -93,7 +93,7 @@ asio::awaitable<Response> AdminService::digest(Request request) {
   while (!node_.ns->digest(at)) {
     const bool due = node_.ns->applied_index() < at || computing_;
     if (!due) co_return failed(Errc::kTruncatedHistory);
-    if (co_await node_.env.sleep_for(5ms)) co_return failed(Errc::kShuttingDown);
+    if (const std::error_code stop = co_await node_.env.sleep_for(5ms); stop) co_return failed(Errc::kShuttingDown);
   }
   co_return digest_answer(at);
 }

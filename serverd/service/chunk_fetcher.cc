@@ -60,7 +60,7 @@ asio::awaitable<void> ChunkFetcher::run() {
     look_for_new();
     start_fetches();
     co_await delete_due();
-    if (co_await node_.env.sleep_for(kTick)) co_return;
+    if (const std::error_code stop = co_await node_.env.sleep_for(kTick); stop) co_return;
   }
 }
 
@@ -91,7 +91,7 @@ asio::awaitable<void> ChunkFetcher::compare() {
       if (!here[i]) expect(ids[i]);
     }
     seen += ids.size();
-    if (co_await node_.env.sleep_for(kBetweenBatches)) co_return;  // others want to run, too
+    if (const std::error_code stop = co_await node_.env.sleep_for(kBetweenBatches); stop) co_return;  // others want to run, too
   }
   if (missing_.size() > before) {
     spdlog::info("node {}: {} of {} chunks are missing here and will be fetched",

@@ -28,7 +28,7 @@ asio::awaitable<void> HistoryKeeper::run() {
     if (node_.serving) co_await prune();
     if (node_.serving) co_await drop_chunks();
     node_.durability->sweep();
-    if (co_await node_.env.sleep_for(node_.config.prune_interval)) co_return;
+    if (const std::error_code stop = co_await node_.env.sleep_for(node_.config.prune_interval); stop) co_return;
   }
 }
 
@@ -97,7 +97,7 @@ asio::awaitable<void> HistoryKeeper::prune() {
     if (!result || result->error != 0) co_return;
     node_.count("history_keys_pruned", result->count);
     if (result->count < kKeysPerPrune) co_return;
-    if (co_await node_.env.sleep_for(kBetweenCommands)) co_return;
+    if (const std::error_code stop = co_await node_.env.sleep_for(kBetweenCommands); stop) co_return;
   }
 }
 
@@ -119,7 +119,7 @@ asio::awaitable<void> HistoryKeeper::drop_chunks() {
     if (!result || result->error != 0) co_return;
     node_.count("chunks_dropped", result->count);
     if (!more) co_return;
-    if (co_await node_.env.sleep_for(kBetweenCommands)) co_return;
+    if (const std::error_code stop = co_await node_.env.sleep_for(kBetweenCommands); stop) co_return;
   }
 }
 

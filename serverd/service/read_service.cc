@@ -117,7 +117,7 @@ asio::awaitable<Response> ReadService::open(Request request) {
     if (auto status = co_await readable(node_); !status) co_return refused(status.error());
     // Whoever takes the last link has asked already who has it open: this one comes after that.
     if (!node_.leases.losing_last_link(message->inode)) break;
-    if (co_await node_.env.sleep_for(1ms)) co_return failed(Errc::kShuttingDown);
+    if (const std::error_code stop = co_await node_.env.sleep_for(1ms); stop) co_return failed(Errc::kShuttingDown);
   }
   auto attr = node_.ns->attr(message->inode);
   if (!attr) co_return failed(attr.error());

@@ -43,7 +43,7 @@ asio::awaitable<Response> SessionService::open(Request request) {
     if (!node_.sessions.opened(session, node_.env.now())) {
       // The one that this client had is being ended: it shall get a new one.
       while (node_.serves(term) && node_.sessions.is_ending(session)) {
-        if (co_await node_.serving_changed.wait()) co_return failed(Errc::kShuttingDown);
+        if (const std::error_code stop = co_await node_.serving_changed.wait(); stop) co_return failed(Errc::kShuttingDown);
       }
       continue;
     }
@@ -56,6 +56,7 @@ asio::awaitable<Response> SessionService::open(Request request) {
     reply.epoch = result->epoch;
     reply.lease_ms = lease_ms(node_);
     reply.term = node_.term;
+    reply.stamp = node_.leases.next_stamp();
     reply.cluster = node_.config.cluster;
     reply.members = node_.log->status().membership.members;
     Response response;
@@ -159,7 +160,7 @@ asio::awaitable<void> SessionService::expire(Term term) {
       if (result && node_.serves(term)) on_sessions_ended(due);  // also those the state did not know
     }
     for (const SessionId session : node_.sessions.all()) node_.callbacks->evict(session);
-    if (co_await node_.env.sleep_for(kExpiryTick)) co_return;
+    if (const std::error_code stop = co_await node_.env.sleep_for(kExpiryTick); stop) co_return;
   }
 }
 

@@ -41,7 +41,7 @@ asio::awaitable<void> SpaceGuard::watch() {
       for (const NodeId peer : node_.peers->others()) node_.tasks.spawn("ask for space", ask(peer));
     }
     co_await keep_reserve_file();
-    if (co_await node_.env.sleep_for(node_.config.space_interval)) co_return;
+    if (const std::error_code stop = co_await node_.env.sleep_for(node_.config.space_interval); stop) co_return;
   }
 }
 
