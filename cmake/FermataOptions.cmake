@@ -16,7 +16,7 @@ target_compile_options(fermata_options INTERFACE -Wall -Wextra -Wshadow -Wconver
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # g++ 12 warns falsely in coroutine frames and in inlined std::string copies.
   target_compile_options(fermata_options INTERFACE -Wno-maybe-uninitialized -Wno-restrict -fcoroutines
-                                                   -Wno-stringop-overflow -Wno-stringop-overread -Wno-array-bounds -Wno-dangling-reference)
+                                                   -Wno-stringop-overflow -Wno-stringop-overread -Wno-mismatched-new-delete -Wno-array-bounds -Wno-dangling-reference)
   target_compile_options(fermata_options INTERFACE $<$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>:-Wno-error=unused-result>)
 endif()
 if(CMAKE_BUILD_TYPE STREQUAL "RelWithDebInfo")
