@@ -108,7 +108,8 @@ struct SessionKeeper::Impl final : Handler, std::enable_shared_from_this<Session
   Task<void> reconnect() {
     const std::string to = router->map().address_for(attempt++);
     if (to.empty()) co_return std::errc::host_unreachable;
-    auto connected = co_await network.connect(to, router->hello(), this, std::chrono::seconds(2));
+    Hello hello = router->hello();
+    auto connected = co_await network.connect(to, std::move(hello), this, std::chrono::seconds(2));
     if (!connected) {
       router->map().forget_primary(to);
       co_return connected.error();
@@ -152,10 +153,9 @@ struct SessionKeeper::Impl final : Handler, std::enable_shared_from_this<Session
   Task<void> open_session() {
     const ClientOptions& options = router->options();
     const TimePoint sent = env.now();
-    FM_CO_TRY(const Response response,
-              co_await ask(Method::kOpenSession,
-                           encode(OpenSessionRequest{options.client_id, options.host,
-                                                     options.mount_point})));
+    const OpenSessionRequest request{options.client_id, options.host, options.mount_point};
+    std::string body = encode(request);
+    FM_CO_TRY(const Response response, co_await ask(Method::kOpenSession, std::move(body)));
     if (response.error) co_return response.error;
     FM_CO_TRY(const OpenSessionReply reply, decode<OpenSessionReply>(response.body));
     router->map().learn_cluster(reply.cluster);
@@ -172,8 +172,8 @@ struct SessionKeeper::Impl final : Handler, std::enable_shared_from_this<Session
   }
 
   Task<void> bind(SessionId id, Epoch epoch) {
-    FM_CO_TRY(const Response response,
-              co_await ask(Method::kBindCallbacks, encode(BindCallbacksRequest{id, epoch})));
+    std::string body = encode(BindCallbacksRequest{id, epoch});
+    FM_CO_TRY(const Response response, co_await ask(Method::kBindCallbacks, std::move(body)));
     if (response.error) co_return response.error;
     bound = id;
     co_return Status();
@@ -189,9 +189,8 @@ struct SessionKeeper::Impl final : Handler, std::enable_shared_from_this<Session
       }
     }
     const TimePoint sent = env.now();
-    FM_CO_TRY(const Response response,
-              co_await ask(Method::kRenewSession,
-                           encode(RenewSessionRequest{id, session.epoch(), term})));
+    std::string body = encode(RenewSessionRequest{id, session.epoch(), term});
+    FM_CO_TRY(const Response response, co_await ask(Method::kRenewSession, std::move(body)));
     if (is_over(response.error)) co_await lose(id);
     if (response.error) co_return response.error;
     FM_CO_TRY(const RenewSessionReply reply, decode<RenewSessionReply>(response.body));
