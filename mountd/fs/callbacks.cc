@@ -1,0 +1,71 @@
+// What the cluster takes back: caches here and in the kernel are dropped before the answer.
+#include <spdlog/spdlog.h>
+
+#include "mountd/fs/file_system.h"
+
+namespace fermata::mountd {
+namespace asio = boost::asio;
+
+asio::awaitable<void> FileSystem::invalidate(NodeTable::Invalidation what) {
+  Notifier* notifier = notifier_.load();
+  FuseSession* fuse = fuse_.load();
+  if (notifier == nullptr || fuse == nullptr) co_return;
+  if (what.all_entries && epoch_.load()) (void)fuse->invalidate_all_entries();
+  if (what.items.empty()) co_return;
+  const auto done = std::make_shared<Signal>(co_await asio::this_coro::executor);
+  notifier->invalidate(std::move(what.items), [done] { done->set({}); });
+  co_await done->wait();
+}
+
+void FileSystem::invalidate_later(NodeTable::Invalidation what) {
+  Notifier* notifier = notifier_.load();
+  FuseSession* fuse = fuse_.load();
+  if (notifier == nullptr || fuse == nullptr) return;
+  if (what.all_entries && epoch_.load()) (void)fuse->invalidate_all_entries();
+  if (!what.items.empty()) notifier->invalidate(std::move(what.items), [] {});
+}
+
+asio::awaitable<CallbackReply> FileSystem::on_callback(CallbackRequest request) {
+  auto dropped = table_.call_back(request);
+  CallbackReply reply;
+  reply.open = dropped.open;
+  co_await invalidate(std::move(dropped));
+  co_return reply;
+}
+
+asio::awaitable<void> FileSystem::on_leases_void(Stamp) {
+  // The stamps make everything here invalid; only the kernel has to be told.
+  co_await invalidate(table_.everything());
+}
+
+asio::awaitable<void> FileSystem::on_new_session(SessionId fresh) {
+  LoopContext& here = loops_.front();
+  std::size_t fenced = 0;
+  for (const auto& file : table_.held_files()) {
+    CachePin copy;
+    {
+      MutexLock lock(file->mutex);
+      copy = file->copy;
+    }
+    if (!copy) continue;
+    bool dirty = file->sticky.load();
+    if (!dirty) {
+      const auto job = [copy] { return copy->is_modified(); };
+      const auto modified = co_await blocking<bool>(*here.env, job);
+      dirty = !modified || *modified;
+    }
+    if (!dirty) continue;
+    MutexLock lock(file->mutex);
+    file->fenced = true;
+    ++fenced;
+  }
+  if (fenced != 0) {
+    spdlog::warn(
+        "the session was over: {} files with local changes are committed by session {} "
+        "only if nobody else wrote them",
+        fenced, fresh.value());
+  }
+  co_await invalidate(table_.everything());
+}
+
+}  // namespace fermata::mountd

@@ -1,0 +1,65 @@
+#include "mountd/fs/caller.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+namespace fermata::mountd {
+namespace {
+
+// /proc files of this size are read whole by one call.
+std::string read_proc(pid_t thread, const char* file) {
+  const std::string path = "/proc/" + std::to_string(thread) + "/" + file;
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return {};
+  char buffer[4096];
+  const ssize_t size = ::read(fd, buffer, sizeof buffer);
+  ::close(fd);
+  return size > 0 ? std::string(buffer, static_cast<std::size_t>(size)) : std::string();
+}
+
+std::uint64_t mask_after(const std::string& text, const char* label) {
+  const auto at = text.find(label);
+  return at == std::string::npos
+             ? 0
+             : std::strtoull(text.c_str() + at + std::strlen(label), nullptr, 16);
+}
+
+}  // namespace
+
+bool is_being_killed(pid_t thread) {
+  if (thread == 0) return false;
+  const std::string status = read_proc(thread, "status");
+  if (status.empty()) return true;
+  const std::uint64_t kill_bit = 1ULL << (SIGKILL - 1);
+  return ((mask_after(status, "\nSigPnd:") | mask_after(status, "\nShdPnd:")) & kill_bit) != 0;
+}
+
+bool is_dying(pid_t thread) {
+  if (thread == 0) return false;
+  constexpr std::uint64_t kFlagExiting = 0x4;  // PF_EXITING of include/linux/sched.h
+  // proc(5), fields after the name, which ends with the last ')': state is the third.
+  constexpr int kFlagsField = 9;
+  constexpr int kExitCodeField = 52;
+  const std::string stat = read_proc(thread, "stat");
+  const auto name_end = stat.rfind(')');
+  if (name_end == std::string::npos) return true;
+  const char* at = stat.c_str() + name_end + 2;
+  std::uint64_t flags = 0;
+  for (int field = 3; field <= kExitCodeField; ++field) {
+    if (field == kFlagsField) flags = std::strtoull(at, nullptr, 10);
+    if (field == kExitCodeField) break;
+    at = std::strchr(at, ' ');
+    if (at == nullptr) return false;
+    ++at;
+  }
+  const std::uint64_t signal = std::strtoull(at, nullptr, 10) & 0x7f;
+  return (flags & kFlagExiting) != 0 && signal != 0;
+}
+
+}  // namespace fermata::mountd

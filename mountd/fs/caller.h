@@ -1,0 +1,18 @@
+// What /proc says of the thread whose request we hold.
+//
+// FUSE sends one INTERRUPT for the first signal of a waiting caller, whatever it is, and none for a
+// later one. A signal that the program handles (a timer, a child's end) must not turn a mkdir into
+// EINTR, which no local filesystem does; one that kills it must not wait for us.
+#pragma once
+
+#include <sys/types.h>
+
+namespace fermata::mountd {
+
+/// SIGKILL is pending for it (the kernel turns every fatal signal into one), or it is gone.
+/// False for thread id 0, the kernel itself.
+bool is_being_killed(pid_t thread);
+/// A signal has killed it and it is closing its files: no further signal reaches it there.
+bool is_dying(pid_t thread);
+
+}  // namespace fermata::mountd

@@ -1,0 +1,301 @@
+// Flush, fsync and write-back: when close(2) has returned, the new version is on a majority of
+// disks, or close has failed and the work is kept here.
+//
+// One commit of a copy runs at a time; who comes meanwhile shares the next one, which takes in all
+// that was written before it starts. The commit is a task of its own: an interrupted caller leaves
+// it running.
+#include <spdlog/spdlog.h>
+
+#include "mountd/fs/attributes.h"
+#include "mountd/fs/file_system.h"
+#include "mountd/fs/write_back.h"
+
+namespace fermata::mountd {
+namespace asio = boost::asio;
+namespace {
+constexpr auto kAnswerOk = [](StatusReply& to) { to.ok(); };
+
+bool means_gone(std::error_code error) {
+  return error == std::errc::no_such_file_or_directory || error == from_errno(ESTALE);
+}
+}  // namespace
+
+// True without I/O on the disk only: a tracked copy knows.
+bool FileSystem::surely_clean(const Handle& open) {
+  if (open.mode != IoMode::kOrdinary) return false;
+  if (open.file->sticky.load()) return false;
+  const auto modified = open.copy->is_modified();
+  const auto backing = open.copy->stat();
+  if (!modified || *modified || !backing) return false;
+  MutexLock lock(open.file->mutex);
+  return !open.file->commit_running && !open.file->kill_privileges &&
+         backing->mtime_ns == open.file->mtime_base_ns;
+}
+
+void FileSystem::flush(Ctx ctx, NodeHandle, std::uint64_t fh, std::uint64_t, StatusReply reply) {
+  const auto open = handle(fh);
+  if (!open || !open->writable || surely_clean(*open)) return reply.ok();
+  auto task = commit(at(reply), cred(ctx), open->file, ctx.pid);
+  run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
+}
+
+// The quorum's disks are the durability: nothing is synced here.
+void FileSystem::fsync(Ctx ctx, NodeHandle, std::uint64_t fh, bool, StatusReply reply) {
+  const auto open = handle(fh);
+  if (!open) return reply.error(EBADF);
+  const bool written = open->writable || open->file->writers.load() != 0 ||
+                       open->file->sticky.load() || open->file->mapped.load();
+  if (!written || surely_clean(*open)) return reply.ok();
+  auto task = commit(at(reply), cred(ctx), open->file, ctx.pid);
+  run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
+}
+
+Task<void> FileSystem::commit(LoopContext& at, Credentials who, FilePtr file, pid_t caller) {
+  constexpr auto kLookAtCaller = std::chrono::seconds(1);
+  const auto waiter = start_commit(at, who, file);
+  while (true) {
+    const auto result = co_await waiter->wait_for(kLookAtCaller);
+    if (result && *result) co_return *result;
+    if (result) co_return fermata::Status{};
+    if (is_dying(caller)) co_return from_errno(EINTR);
+  }
+}
+
+std::shared_ptr<Signal> FileSystem::start_commit(LoopContext& at, Credentials who,
+                                                 const FilePtr& file) {
+  auto waiter = std::make_shared<Signal>(at.env->executor());
+  std::shared_ptr<CommitJob> start;
+  {
+    MutexLock lock(file->mutex);
+    if (file->commit_running) {
+      if (!file->commit_next) file->commit_next = std::make_shared<CommitJob>();
+      file->commit_next->waiters.push_back(waiter);
+    } else {
+      start = file->commit_running = std::make_shared<CommitJob>();
+      start->waiters.push_back(waiter);
+    }
+  }
+  if (start) {
+    file->holds.fetch_add(1);  // the caller has one
+    background(at, "commit", run_commits(at, who, file, start));
+  }
+  return waiter;
+}
+
+asio::awaitable<void> FileSystem::run_commits(LoopContext& at, Credentials who, FilePtr file,
+                                              std::shared_ptr<CommitJob> job) {
+  Hold hold(this, file);
+  while (job) {
+    file->sticky = true;  // what is being committed stays the mount's
+    const auto done = co_await commit_once(at, who, file);
+    const std::error_code error = done ? std::error_code{} : done.error();
+    std::vector<std::shared_ptr<Signal>> waiters;
+    {
+      MutexLock lock(file->mutex);
+      if (!error || (file->copy && file->copy->conflict())) file->sticky = false;
+      waiters.swap(job->waiters);
+      job = std::move(file->commit_next);
+      file->commit_next.reset();
+      file->commit_running = job;
+    }
+    for (const auto& waiter : waiters) waiter->set(error);
+  }
+}
+
+Task<void> FileSystem::commit_once(LoopContext& at, Credentials who, FilePtr file) {
+  CommitInput input;
+  std::int64_t mtime_base = 0;
+  {
+    MutexLock lock(file->mutex);
+    input.copy = file->copy;
+    input.clear_suid_sgid = file->kill_privileges;
+    input.may_replace = !file->fenced;
+    mtime_base = file->mtime_base_ns;
+  }
+  const auto view = table_.find(file->node);
+  if (!input.copy || !view || input.copy->conflict()) co_return fermata::Status{};
+  // Nobody can open an unlinked file's next version: it ends with its last close here.
+  if (view->attr_known && view->attr.nlink == 0) co_return fermata::Status{};
+  struct Look {
+    bool modified = false;
+    BackingStat backing;
+  };
+  const CachePin copy = input.copy;
+  const auto job = [copy]() -> Result<Look> {
+    Look out;
+    FM_TRY(out.backing, copy->stat());
+    FM_TRY(out.modified, copy->is_modified());
+    return out;
+  };
+  FM_CO_TRY(const auto look, co_await blocking<Look>(*at.env, job));
+  const bool mtime_moved = look.backing.mtime_ns != mtime_base;
+  input.mtime_ns = mtime_moved ? look.backing.mtime_ns : to_ns(view->attr.mtime);
+  input.cred = who;
+  if (look.modified) {
+    auto outcome = co_await commit_copy(*at.env, *at.client, input);
+    if (!outcome) co_return co_await refused(at, file, copy, outcome.error());
+    if (outcome->changed) {
+      count(outcome->replaced ? "replaced a newer version" : "committed");
+      after_commit(file, outcome->reply, look.backing.mtime_ns);
+      co_return fermata::Status{};
+    }
+  }
+  if (mtime_moved || input.clear_suid_sgid) {
+    FM_CO_CHECK(co_await send_times(at, who, file, look.backing.mtime_ns, input.clear_suid_sgid));
+  }
+  co_return fermata::Status{};
+}
+
+// Written, but with the bytes that were there already: only the time is news.
+Task<void> FileSystem::send_times(LoopContext& at, Credentials who, FilePtr file,
+                                  std::int64_t mtime_ns, bool clear_suid_sgid) {
+  SetAttrOp op;
+  op.inode = file->inode;
+  op.mtime = from_ns(mtime_ns);
+  op.clear_suid_sgid = clear_suid_sgid;
+  FM_CO_TRY(const auto reply, co_await at.client->mutate(who, op));
+  if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
+  MutexLock lock(file->mutex);
+  file->mtime_base_ns = mtime_ns;
+  file->kill_privileges = false;
+  co_return fermata::Status{};
+}
+
+void FileSystem::after_commit(const FilePtr& file, const MutationReply& reply,
+                              std::int64_t mtime_ns) {
+  const Version version = reply.version;
+  if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
+  {
+    MutexLock lock(file->mutex);
+    file->mtime_base_ns = mtime_ns;
+    file->kill_privileges = false;
+    file->fenced = false;
+    if (file->mode == IoMode::kOrdinary) file->page_cache_version = version;
+  }
+  if (table_.committed(file->node, version)) invalidate_later(table_.expire_names(file->inode));
+  // Attributes that the kernel took before passthrough writes are old (FUSE.md rule 9).
+  FuseSession* fuse = fuse_.load();
+  if (fuse != nullptr) (void)fuse->invalidate_inode(file->node, -1, 0);
+}
+
+Task<void> FileSystem::set_aside(LoopContext& at, FilePtr file, CachePin copy, const char* why) {
+  count("set aside as a conflict");
+  spdlog::warn("inode {}: local changes on version {} are kept as a conflict in {} ({})",
+               copy->inode().value(), copy->base().value(), copy->data_path(), why);
+  static_cast<void>(file);
+  const auto job = [copy] { return copy->mark_conflict(); };
+  co_return co_await blocking<void>(*at.env, job);
+}
+
+Task<void> FileSystem::refused(LoopContext& at, FilePtr file, CachePin copy,
+                               std::error_code error) {
+  if (error == make_error_code(Errc::kStaleBase)) {
+    FM_CO_CHECK(co_await set_aside(at, file, copy, "the session was over and others wrote"));
+    co_return error;
+  }
+  if (error == make_error_code(Errc::kSessionExpired) ||
+      error == make_error_code(Errc::kStaleEpoch)) {
+    // The new session may commit it, if nobody wrote meanwhile (fencing).
+    {
+      MutexLock lock(file->mutex);
+      file->fenced = true;
+    }
+    FM_CO_TRY(const auto now, co_await at.client->getattr({}, file->inode));
+    table_.apply(now.attr, now.stamp, now.leased);
+    if (now.attr.version == copy->base()) co_return Errc::kRetry;
+    FM_CO_CHECK(co_await set_aside(at, file, copy, "the session was over and others wrote"));
+    co_return error;
+  }
+  if (means_gone(error)) {
+    auto now = co_await at.client->getattr({}, file->inode);
+    if (!now && means_gone(now.error())) {
+      FM_CO_CHECK(co_await set_aside(at, file, copy, "the file was removed"));
+    }
+    co_return from_errno(ESTALE);
+  }
+  count("failed");
+  spdlog::error("inode {}: commit failed, the changes stay in the cache: {}", file->inode.value(),
+                error.message());
+  co_return error;
+}
+
+// ------------------------------------------------------------------------------ all of them
+
+void FileSystem::commit_all(Duration timeout, std::function<void(std::size_t)> done) {
+  LoopContext& loop = loops_.front();
+  background_on(loop.index, "commit all", [this, &loop, timeout, done = std::move(done)] {
+    return commit_files(loop, timeout, done);
+  });
+}
+
+asio::awaitable<void> FileSystem::commit_files(LoopContext& at, Duration timeout,
+                                               std::function<void(std::size_t)> done) {
+  const TimePoint deadline = at.env->now() + timeout;
+  std::vector<std::shared_ptr<Signal>> waiters;
+  std::vector<std::unique_ptr<Hold>> holds;
+  for (const auto& file : table_.held_files()) {
+    file->holds.fetch_add(1);
+    holds.push_back(std::make_unique<Hold>(this, file));
+    waiters.push_back(start_commit(at, {}, file));
+  }
+  std::size_t failed = 0;
+  for (const auto& waiter : waiters) {
+    const auto left = std::max<Duration>(deadline - at.env->now(), Duration{0});
+    const auto result = co_await waiter->wait_for(left);
+    if (!result || *result) ++failed;
+  }
+  holds.clear();
+  done(failed);
+}
+
+void FileSystem::start_recovery() {
+  LoopContext& loop = loops_.front();
+  background_on(loop.index, "recovery", [this, &loop] { return recover(loop); });
+}
+
+asio::awaitable<void> FileSystem::recover(LoopContext& at) {
+  for (auto& copy : store_->recovered_dirty()) {
+    co_await recover_one(at, std::move(copy));
+  }
+}
+
+// What an earlier mountd could not commit any more: as after an expired session, it is committed
+// only if nobody wrote since.
+asio::awaitable<void> FileSystem::recover_one(LoopContext& at, CachePin copy) {
+  const auto answer = co_await at.client->getattr({}, copy->inode());
+  if (!answer && !means_gone(answer.error())) {
+    spdlog::warn("inode {}: left-over changes stay in the cache: {}", copy->inode().value(),
+                 answer.error().message());
+    co_return;
+  }
+  if (!answer || answer->attr.version != copy->base()) {
+    (void)co_await set_aside(at, nullptr, copy, answer ? "others wrote since" : "it was removed");
+    co_return;
+  }
+  const auto view = table_.adopt(answer->attr, answer->stamp, answer->leased);
+  if (!view.file) co_return;
+  const FilePtr file = view.file;
+  Hold hold(this, file);
+  {
+    auto pass = co_await file->gate.enter();
+    if (!pass) co_return;
+    bool free = false;
+    {
+      MutexLock lock(file->mutex);
+      free = file->opens == 0 && (!file->copy || file->copy == copy);
+    }
+    if (!free) co_return;  // it was opened already, and shares this very copy
+    attach_copy(file, copy);
+    MutexLock lock(file->mutex);
+    file->fenced = true;
+    file->sticky = true;
+  }
+  const auto done = co_await commit(at, {}, file, 0);
+  if (!done) co_return;
+  count("recovered");
+  spdlog::info("inode {}: changes left by an earlier run are committed", file->inode.value());
+  file->holds.fetch_add(1);
+  background(at, "close writer", close_writer(at, file));
+}
+
+}  // namespace fermata::mountd

@@ -1,0 +1,45 @@
+// The daemon's control socket: how `fermata cache` and `fermata umount` talk to it.
+//
+// CACHE_DIR/control.sock, a unix stream socket of mode 0600. One JSON object per line asks, one
+// answers: {"verb":"cache-ls"}; an answer with "error" says that it did not work. One client at a
+// time; a client that stalls is dropped after a while.
+//
+// Thread-safety: the handler runs on the socket's own thread and may block.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "common/base/result.h"
+
+namespace fermata::mountd {
+
+class ControlSocket {
+ public:
+  /// Takes a verb, gives the answer: a JSON object as text.
+  using Handler = std::function<std::string(const std::string& verb)>;
+
+  /// Replaces what an earlier daemon left at `path`.
+  static Result<std::unique_ptr<ControlSocket>> open(const std::string& path, Handler handler);
+  /// Ends the thread (after the request it is answering) and removes the socket.
+  ~ControlSocket();
+  ControlSocket(const ControlSocket&) = delete;
+  ControlSocket& operator=(const ControlSocket&) = delete;
+
+ private:
+  ControlSocket(std::string path, int listener, int wake, Handler handler);
+  void run();
+  void serve(int fd);
+  bool readable(int fd, int timeout_ms);
+
+  const std::string path_;
+  const int listener_;
+  const int wake_;  // eventfd: stop
+  const Handler handler_;
+  std::thread thread_;
+};
+
+}  // namespace fermata::mountd

@@ -1,0 +1,74 @@
+// What mountd knows of one regular file's node: its cached copy, its opens, its commits.
+//
+// A node is one lineage of versions of one inode (FUSE.md rules 1 to 3): the kernel allows one
+// backing file per node, so a newer remote version gets another node while this one has users.
+// `holds` counts users: opens, operations under way, a mapping that outlived its close, a commit.
+// While it is 0 the node is idle: it may take a newer version, be detached or be forgotten.
+//
+// Thread-safety: atomics anywhere, the rest under `mutex`. Lock order: NodeTable's mutex, this one,
+// then the cache's. `holds` rises from 0 only under the NodeTable's mutex.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/base/ids.h"
+#include "common/base/mutex.h"
+#include "mountd/cache/cache_store.h"
+#include "mountd/fs/signal.h"
+#include "mountd/fuse/reply.h"
+
+namespace fermata::mountd {
+
+/// How the opens that live reach the content (FUSE.md's mode table: one mode per node at a time).
+enum class IoMode : std::uint8_t { kNone, kOrdinary, kPassthrough };
+
+/// A commit of one copy that runs or is next, and who waits for it.
+struct CommitJob {
+  std::vector<std::shared_ptr<Signal>> waiters;
+};
+
+/// Content that streams in behind an open.
+struct FillJob {
+  Mutex mutex;
+  bool done FM_GUARDED_BY(mutex) = false;
+  std::error_code result FM_GUARDED_BY(mutex);
+  std::vector<std::shared_ptr<Signal>> waiters FM_GUARDED_BY(mutex);
+  std::vector<std::uint32_t> urgent FM_GUARDED_BY(mutex);  ///< chunks that a read waits for
+};
+
+struct FileState {
+  FileState(InodeId inode_id, NodeHandle handle) : inode(inode_id), node(handle) {}
+  const InodeId inode;
+  const NodeHandle node;
+
+  std::atomic<std::uint32_t> holds{0};
+  std::atomic<std::uint32_t> writers{0};  ///< writable opens
+  /// Holds work that no commit has taken, as far as is known: the copy stays the mount's, whatever
+  /// was committed elsewhere.
+  std::atomic<bool> sticky{false};
+  std::atomic<bool> mapped{false};  ///< a writable mapping outlived the last writable open
+  Gate gate;                        ///< serialises what attaches, fills and truncates
+
+  Mutex mutex;
+  CachePin copy FM_GUARDED_BY(mutex);
+  std::int32_t backing_id FM_GUARDED_BY(mutex) = 0;
+  IoMode mode FM_GUARDED_BY(mutex) = IoMode::kNone;
+  std::uint32_t opens FM_GUARDED_BY(mutex) = 0;
+  Version page_cache_version FM_GUARDED_BY(mutex);  ///< that the kernel's page cache may hold
+  /// The backing file's mtime that stands for the mtime in the attributes: another one means that a
+  /// local write has set it.
+  std::int64_t mtime_base_ns FM_GUARDED_BY(mutex) = 0;
+  bool fenced FM_GUARDED_BY(mutex) = false;  ///< written under a session that is over
+  bool kill_privileges FM_GUARDED_BY(mutex) = false;
+  bool idle_listed FM_GUARDED_BY(mutex) = false;
+  int watch FM_GUARDED_BY(mutex) = -1;  ///< inotify watch while `mapped`
+  std::shared_ptr<FillJob> fill FM_GUARDED_BY(mutex);
+  std::shared_ptr<CommitJob> commit_running FM_GUARDED_BY(mutex);
+  std::shared_ptr<CommitJob> commit_next FM_GUARDED_BY(mutex);
+};
+
+}  // namespace fermata::mountd

@@ -1,0 +1,461 @@
+#include "mountd/fs/file_system.h"
+
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/post.hpp>
+
+#include "common/base/assert.h"
+#include "mountd/fs/attributes.h"
+
+namespace fermata::mountd {
+namespace asio = boost::asio;
+
+FileSystem::FileSystem(std::vector<LoopContext> loops, ClientSession& session, FsOptions options)
+    : loops_(std::move(loops)),
+      session_(session),
+      options_(options),
+      table_(session, NodeTable::Limits{}),
+      mapped_(loops_.front().env->executor()) {
+  for (const auto& loop : loops_) {
+    tasks_.push_back(std::make_unique<TaskGroup>(loop.env->executor()));
+  }
+}
+
+FileSystem::~FileSystem() = default;
+
+void FileSystem::attach(FuseSession& session, Notifier& notifier) {
+  notifier_ = &notifier;
+  passthrough_ = options_.passthrough && session.has_passthrough();
+  epoch_ = session.has_epoch();
+  fuse_ = &session;
+}
+
+void FileSystem::detach() {
+  passthrough_ = false;
+  notifier_ = nullptr;
+  fuse_ = nullptr;
+}
+
+void FileSystem::init(const ConnectionInfo&) {}
+
+void FileSystem::background(LoopContext& at, std::string name, awaitable<void> task) {
+  tasks_[at.index]->spawn(std::move(name), std::move(task));
+}
+
+void FileSystem::background_on(unsigned index, std::string name,
+                               std::function<awaitable<void>()> make) {
+  asio::post(loops_[index].env->executor(),
+             [this, index, name = std::move(name), make = std::move(make)]() mutable {
+               tasks_[index]->spawn(std::move(name), make());
+             });
+}
+
+void FileSystem::stop(std::function<void()> done) {
+  auto left = std::make_shared<std::atomic<std::size_t>>(loops_.size());
+  for (const auto& loop : loops_) {
+    TaskGroup& tasks = *tasks_[loop.index];
+    asio::post(loop.env->executor(), [&tasks, left, done, executor = loop.env->executor()] {
+      tasks.cancel_all();
+      asio::co_spawn(executor, tasks.join(), [left, done](std::exception_ptr) {
+        if (left->fetch_sub(1) == 1) done();
+      });
+    });
+  }
+}
+
+void FileSystem::count(const char* what) {
+  MutexLock lock(counts_mutex_);
+  ++counts_[what];
+}
+
+FileSystem::Summary FileSystem::summary() {
+  Summary out;
+  out.nodes = table_.counters();
+  {
+    MutexLock lock(handles_mutex_);
+    out.open_files = handles_.size();
+  }
+  MutexLock lock(counts_mutex_);
+  out.commits = counts_;
+  return out;
+}
+
+// ----------------------------------------------------------------------------------- timeouts
+
+Timeout FileSystem::lease_left() const {
+  const auto left = session_.lease_until() - loops_.front().env->clock().now();
+  return std::max<Timeout>(std::chrono::duration_cast<Timeout>(left), Timeout{0});
+}
+
+Timeout FileSystem::attr_timeout(const View& view) {
+  if (fuse_.load() == nullptr || !view.attr_valid || !view.current) return Timeout{0};
+  if (view.file) {
+    const FileState& file = *view.file;
+    if (file.writers.load() != 0 || file.mapped.load() || file.sticky.load()) return Timeout{0};
+    if (view.version != view.attr.version) return Timeout{0};
+  }
+  return std::min<Timeout>(options_.attr_timeout, lease_left());
+}
+
+Timeout FileSystem::entry_timeout(bool leased) {
+  if (!leased || !epoch_.load()) return Timeout{0};
+  return std::min<Timeout>(options_.entry_timeout, lease_left());
+}
+
+struct stat FileSystem::stat_of(const View& view) {
+  struct stat out = to_stat(view.attr);
+  if (!view.file) return out;
+  FileState& file = *view.file;
+  if (file.writers.load() == 0 && !file.mapped.load() && !file.sticky.load()) return out;
+  CachePin copy;
+  std::int64_t mtime_base = 0;
+  {
+    MutexLock lock(file.mutex);
+    copy = file.copy;
+    mtime_base = file.mtime_base_ns;
+    if (file.kill_privileges) out.st_mode &= ~mode_t{S_ISUID | S_ISGID};
+  }
+  if (!copy || !copy->complete()) return out;
+  if (const auto backing = copy->stat()) overlay_backing(out, *backing, mtime_base);
+  return out;
+}
+
+Entry FileSystem::entry_of(const View& view) {
+  Entry out;
+  out.node = view.node;
+  out.attr = stat_of(view);
+  out.attr_timeout = attr_timeout(view);
+  return out;
+}
+
+// ------------------------------------------------------------------------------------- lookup
+
+asio::awaitable<void> FileSystem::settle_lineage(LoopContext& at, const Attr attr) {
+  if (attr.type != FileType::kRegular) co_return;
+  const auto view = table_.find(table_.node_of(attr.inode));
+  if (!view || !view->file || view->version == attr.version) co_return;
+  const FilePtr file = view->file;
+  if (file->sticky.load() || (file->writers.load() == 0 && !file->mapped.load())) co_return;
+  CachePin copy;
+  {
+    MutexLock lock(file->mutex);
+    copy = file->copy;
+  }
+  if (!copy) co_return;
+  const auto job = [copy] { return copy->is_modified(); };
+  const auto modified = co_await blocking<bool>(*at.env, job);
+  if (modified && *modified) file->sticky = true;
+}
+
+asio::awaitable<NodeTable::View> FileSystem::bind(LoopContext& at, const Attr attr, Stamp stamp,
+                                                  bool leased) {
+  co_await settle_lineage(at, attr);
+  co_return table_.bind(attr, stamp, leased);
+}
+
+void FileSystem::lookup(Ctx ctx, NodeHandle parent, std::string_view name, EntryReply reply) {
+  if (name.size() > kNameMax) return reply.error(ENAMETOOLONG);
+  const auto directory = table_.inode_of(parent);
+  if (!directory) return reply.error(ESTALE);
+  const auto found = table_.lookup(*directory, name);
+  if (found.known == NodeTable::Known::kAbsent) return reply.absent(entry_timeout(true));
+  if (found.known == NodeTable::Known::kPresent) {
+    Entry entry = entry_of(found.child);
+    entry.entry_timeout = entry_timeout(true);
+    return reply.entry(entry);
+  }
+  auto task = do_lookup(at(reply), cred(ctx), parent, std::string(name));
+  run_request(ctx, std::move(reply), std::move(task), [](EntryReply& to, const Entry& entry) {
+    if (entry.node == kNoNode) {
+      to.absent(entry.entry_timeout);
+    } else {
+      to.entry(entry);
+    }
+  });
+}
+
+Task<Entry> FileSystem::do_lookup(LoopContext& at, Credentials who, NodeHandle parent,
+                                  std::string name) {
+  const auto directory = table_.inode_of(parent);
+  if (!directory) co_return from_errno(ESTALE);
+  FM_CO_TRY(const auto found, co_await at.client->lookup(who, *directory, name));
+  Entry entry;
+  entry.entry_timeout = entry_timeout(found.entry_leased);
+  const InodeId child = found.attr ? found.attr->inode : InodeId{};
+  if (!found.attr) {
+    table_.set_entry(*directory, name, child, found.stamp, found.entry_leased,
+                     NodeTable::By::kRead);
+    co_return entry;
+  }
+  const auto view = co_await bind(at, *found.attr, found.stamp, found.leased);
+  table_.set_entry(*directory, name, child, found.stamp, found.entry_leased, NodeTable::By::kRead);
+  const auto timeout = entry.entry_timeout;
+  entry = entry_of(view);
+  entry.entry_timeout = timeout;
+  co_return entry;
+}
+
+void FileSystem::forget(NodeHandle node, std::uint64_t lookup_count) {
+  FilePtr removed;
+  table_.forget_lookup(node, lookup_count, removed);
+  if (removed) teardown(removed);
+}
+
+void FileSystem::unhold(const FilePtr& file) {
+  if (file->holds.fetch_sub(1) != 1) return;
+  if (const auto removed = table_.reap(file->node)) {
+    teardown(removed);
+  } else {
+    note_idle(file);
+  }
+}
+
+// Moves the copy and its backing id out; the id is closed when no table lock is held.
+void FileSystem::detach_copy(const FilePtr& file) {
+  CachePin copy;
+  std::int32_t backing = 0;
+  {
+    MutexLock lock(file->mutex);
+    std::swap(copy, file->copy);
+    std::swap(backing, file->backing_id);
+    file->fill.reset();
+  }
+  FuseSession* fuse = fuse_.load();
+  if (backing > 0 && fuse != nullptr) (void)fuse->close_backing(backing);
+}
+
+void FileSystem::teardown(const FilePtr& file) { detach_copy(file); }
+
+void FileSystem::note_idle(const FilePtr& file) {
+  {
+    MutexLock lock(file->mutex);
+    if (!file->copy || file->idle_listed) return;
+    file->idle_listed = true;
+  }
+  std::vector<FilePtr> oldest;
+  {
+    MutexLock lock(idle_mutex_);
+    idle_.push_back(file);
+    while (idle_.size() > options_.idle_files_max) {
+      if (auto old = idle_.front().lock()) oldest.push_back(std::move(old));
+      idle_.pop_front();
+    }
+  }
+  for (const auto& old : oldest) {
+    {
+      MutexLock lock(old->mutex);
+      old->idle_listed = false;
+    }
+    CachePin copy;
+    std::int32_t backing = 0;
+    table_.if_idle(*old, [&] {
+      MutexLock lock(old->mutex);
+      if (old->sticky.load()) return;
+      std::swap(copy, old->copy);
+      std::swap(backing, old->backing_id);
+    });
+    FuseSession* fuse = fuse_.load();
+    if (backing > 0 && fuse != nullptr) (void)fuse->close_backing(backing);
+  }
+}
+
+void FileSystem::drop_idle() {
+  std::list<std::weak_ptr<FileState>> all;
+  {
+    MutexLock lock(idle_mutex_);
+    all.swap(idle_);
+  }
+  for (const auto& weak : all) {
+    const auto old = weak.lock();
+    if (!old) continue;
+    CachePin copy;
+    std::int32_t backing = 0;
+    table_.if_idle(*old, [&] {
+      MutexLock lock(old->mutex);
+      if (old->sticky.load()) return;
+      std::swap(copy, old->copy);
+      std::swap(backing, old->backing_id);
+    });
+    {
+      MutexLock lock(old->mutex);
+      old->idle_listed = false;
+    }
+    FuseSession* fuse = fuse_.load();
+    if (backing > 0 && fuse != nullptr) (void)fuse->close_backing(backing);
+  }
+}
+
+bool FileSystem::file_in_use(InodeId inode) { return table_.in_use(inode); }
+
+// --------------------------------------------------------------------------------- attributes
+
+Task<NodeTable::View> FileSystem::fresh_view(LoopContext& at, Credentials who, NodeHandle node) {
+  auto view = table_.find(node);
+  if (!view) co_return from_errno(ESTALE);
+  if (view->attr_valid) co_return *view;
+  auto answer = co_await at.client->getattr(who, view->inode);
+  if (answer) {
+    co_await settle_lineage(at, answer->attr);
+    table_.apply(answer->attr, answer->stamp, answer->leased);
+    view = table_.find(node);
+    if (!view) co_return from_errno(ESTALE);
+    view->attr_valid = view->attr_valid && answer->leased;
+    co_return *view;
+  }
+  const bool gone = answer.error() == std::errc::no_such_file_or_directory ||
+                    answer.error() == from_errno(ESTALE);
+  if (gone && view->attr_known && view->file && view->file->holds.load() != 0) {
+    view->attr.nlink = 0;  // open here, removed elsewhere
+    view->attr_valid = false;
+    co_return *view;
+  }
+  if (gone) co_return from_errno(ESTALE);
+  co_return answer.error();
+}
+
+void FileSystem::getattr(Ctx ctx, NodeHandle node, std::optional<std::uint64_t>, AttrReply reply) {
+  const auto view = table_.find(node);
+  if (!view) return reply.error(ESTALE);
+  if (view->attr_valid) return reply.attr(stat_of(*view), attr_timeout(*view));
+  auto task = do_getattr(at(reply), cred(ctx), node);
+  run_request(
+      ctx, std::move(reply), std::move(task),
+      [](AttrReply& to, const AttrReplyValue& value) { to.attr(value.attr, value.timeout); });
+}
+
+Task<AttrReplyValue> FileSystem::do_getattr(LoopContext& at, Credentials who, NodeHandle node) {
+  FM_CO_TRY(auto view, co_await fresh_view(at, who, node));
+  if (view.file && view.current && view.version != view.attr.version) {
+    // Idle: it can show the newest version itself.
+    if (table_.take_newest(node, 0)) {
+      if (auto newer = table_.find(node)) view = *newer;
+    }
+  }
+  co_return AttrReplyValue{stat_of(view), attr_timeout(view)};
+}
+
+void FileSystem::setattr(Ctx ctx, NodeHandle node, const SetAttributes& set, AttrReply reply) {
+  auto task = do_setattr(at(reply), cred(ctx), node, set);
+  run_request(
+      ctx, std::move(reply), std::move(task),
+      [](AttrReply& to, const AttrReplyValue& value) { to.attr(value.attr, value.timeout); });
+}
+
+Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, NodeHandle node,
+                                            SetAttributes set) {
+  if (options_.read_only) co_return std::errc::read_only_file_system;
+  FM_CO_TRY(auto view, co_await fresh_view(at, who, node));
+  if (set.has(kSetSize)) {
+    if (!view.file) co_return std::errc::invalid_argument;
+    FM_CO_CHECK(co_await set_size(at, who, node, set));
+    if (set.has(kSetMtimeNow)) set.valid &= ~std::uint32_t{kSetMtime | kSetMtimeNow};
+  }
+  SetAttrOp op;
+  op.inode = view.inode;
+  if (set.has(kSetMode)) op.mode = set.mode & 07777;
+  if (set.has(kSetUid)) op.uid = set.uid;
+  if (set.has(kSetGid)) op.gid = set.gid;
+  if (set.has(kSetAtime)) {
+    op.atime_now = set.has(kSetAtimeNow);
+    if (!op.atime_now) op.atime = from_timespec(set.atime);
+  }
+  if (set.has(kSetMtime)) {
+    op.mtime_now = set.has(kSetMtimeNow);
+    if (!op.mtime_now) op.mtime = from_timespec(set.mtime);
+  }
+  op.clear_suid_sgid = set.has(kSetKillSuidGid) && (view.attr.mode & (S_ISUID | S_ISGID)) != 0;
+  const bool wanted = op.mode || op.uid || op.gid || op.atime || op.mtime || op.atime_now ||
+                      op.mtime_now || op.clear_suid_sgid;
+  if (wanted) {
+    FM_CO_TRY(const auto reply, co_await at.client->mutate(who, op));
+    if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
+    if (reply.attr && view.file && set.has(kSetMtime)) {
+      const FilePtr file = view.file;
+      const Attr attr = *reply.attr;
+      const auto job = [this, file, attr, set] { return set_backing_times(file, attr, set); };
+      FM_CO_CHECK(co_await blocking<void>(*at.env, job));
+    }
+    if (reply.attr) {
+      auto now = table_.find(node);
+      if (now) co_return AttrReplyValue{stat_of(*now), attr_timeout(*now)};
+    }
+  }
+  FM_CO_TRY(view, co_await fresh_view(at, who, node));
+  co_return AttrReplyValue{stat_of(view), attr_timeout(view)};
+}
+
+// A file that is being written takes its mtime from the backing file, so what utimens set must go
+// there too: the next commit would undo it.
+Status FileSystem::set_backing_times(const FilePtr& file, const Attr& attr, const SetAttributes&) {
+  CachePin copy;
+  {
+    MutexLock lock(file->mutex);
+    copy = file->copy;
+  }
+  if (!copy || !copy->complete() || !copy->maybe_dirty()) return {};
+  FM_TRY(const auto fd, copy->reader());
+  const timespec times[2] = {{0, UTIME_OMIT}, to_timespec(attr.mtime)};
+  if (::futimens(fd->get(), times) != 0) return last_errno();
+  FM_TRY(const auto backing, copy->stat());
+  MutexLock lock(file->mutex);
+  file->mtime_base_ns = backing.mtime_ns;
+  return {};
+}
+
+// ------------------------------------------------------------------------------------- statfs
+
+void FileSystem::statfs(Ctx ctx, NodeHandle, StatfsReply reply) {
+  constexpr auto kFreshFor = std::chrono::seconds(2);
+  std::optional<StatFsReply> known;
+  bool refresh = false;
+  {
+    MutexLock lock(statfs_mutex_);
+    known = statfs_;
+    refresh = known && !statfs_asked_ && at(reply).env->now() - statfs_at_ > kFreshFor;
+    if (refresh) statfs_asked_ = true;
+  }
+  LoopContext& here = at(reply);
+  if (refresh) background(here, "statfs", refresh_statfs(here));
+  run_request(ctx, std::move(reply), do_statfs(here),
+              [](StatfsReply& to, const struct statvfs& values) { to.statfs(values); });
+}
+
+asio::awaitable<void> FileSystem::refresh_statfs(LoopContext& at) {
+  auto answer = co_await at.client->statfs({});
+  MutexLock lock(statfs_mutex_);
+  statfs_asked_ = false;
+  if (!answer) co_return;
+  statfs_ = *answer;
+  statfs_at_ = at.env->now();
+}
+
+Task<struct statvfs> FileSystem::do_statfs(LoopContext& at) {
+  constexpr std::uint64_t kUnit = 4096;
+  constexpr std::uint64_t kInodesFree = 1ULL << 40;  // ids are 48 bits; there is no other limit
+  std::optional<StatFsReply> known;
+  {
+    MutexLock lock(statfs_mutex_);
+    known = statfs_;
+  }
+  if (!known) {
+    FM_CO_TRY(known, co_await at.client->statfs({}));
+    MutexLock lock(statfs_mutex_);
+    statfs_ = known;
+    statfs_at_ = at.env->now();
+  }
+  struct statvfs out {};
+  out.f_bsize = kUnit;
+  out.f_frsize = kUnit;
+  out.f_blocks = known->total_bytes / kUnit;
+  out.f_bfree = known->free_bytes / kUnit;
+  out.f_bavail = out.f_bfree;
+  out.f_files = known->inodes + kInodesFree;
+  out.f_ffree = kInodesFree;
+  out.f_favail = kInodesFree;
+  out.f_namemax = kNameMax;
+  co_return out;
+}
+
+}  // namespace fermata::mountd

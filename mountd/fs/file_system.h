@@ -1,0 +1,343 @@
+// The filesystem: FUSE requests answered from the caches, the cluster and the copies on disk.
+//
+// What the caches can answer is answered inline on the loop that read the request; anything else
+// is a coroutine of the same loop, with that loop's own client. Spread over files by subject:
+// file_system.cc (attributes, bookkeeping), namespace_ops.cc, directory_ops.cc, open.cc (open,
+// create, release), file_io.cc, xattr_ops.cc, commit.cc (flush, fsync, write-back), callbacks.cc.
+//
+// Rules that hold throughout: a lock is never held across a co_await or a reply; a kernel lookup is
+// counted before the answer that grants it is sent; what the kernel may cache ends no later than
+// the session's lease; an interrupted caller is answered EINTR while a commit goes on without it.
+//
+// Lifetimes: loops, environments, clients and session outlive it. Thread-safety: Operations on the
+// loops, Events on the keeper's loop, the rest from any thread.
+#pragma once
+
+#include <sys/statvfs.h>
+
+#include <atomic>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "common/base/mutex.h"
+#include "common/env/env.h"
+#include "common/io/task_group.h"
+#include "mountd/cache/cache_store.h"
+#include "mountd/client/cluster_client.h"
+#include "mountd/client/session.h"
+#include "mountd/fs/file_state.h"
+#include "mountd/fs/mapped_watch.h"
+#include "mountd/fs/node_table.h"
+#include "mountd/fs/request_task.h"
+#include "mountd/fuse/fuse_session.h"
+#include "mountd/fuse/notifier.h"
+#include "mountd/fuse/operations.h"
+
+namespace fermata::mountd {
+
+/// What belongs to one loop.
+struct LoopContext {
+  unsigned index = 0;
+  Env* env = nullptr;
+  ClusterClient* client = nullptr;
+};
+
+struct FsOptions {
+  bool read_only = false;
+  bool passthrough = true;
+  std::chrono::nanoseconds attr_timeout = std::chrono::hours(1);   ///< at most; the lease bounds it
+  std::chrono::nanoseconds entry_timeout = std::chrono::hours(1);  ///< at most; the lease bounds it
+  std::uint64_t stream_min_bytes = 16ULL << 20;  ///< larger files are opened while they stream in
+  std::size_t idle_files_max = 4096;             ///< unused files that keep their copy attached
+  std::uint64_t idle_bytes_max = 2ULL << 30;     ///< and their content, together
+};
+
+class FileSystem final : public Operations, public SessionKeeper::Events {
+ public:
+  FileSystem(std::vector<LoopContext> loops, ClientSession& session, FsOptions options);
+  ~FileSystem() override;
+
+  /// Before the mount: the cache, which needs the cluster's id to be opened.
+  void set_store(CacheStore& store) { store_ = &store; }
+  /// After the mount: passthrough and kernel caching begin.
+  void attach(FuseSession& session, Notifier& notifier);
+  /// No notification is sent any more.
+  void detach();
+  /// Commits what an earlier mountd left, or sets it aside as conflicts. Once, after attach().
+  void start_recovery();
+  /// Commits everything dirty; `done(failed)` runs on some loop with the number of copies that are
+  /// still dirty after `timeout`.
+  void commit_all(Duration timeout, std::function<void(std::size_t failed)> done);
+  /// Ends background work; `done` runs when it has ended. Then the loops may stop.
+  void stop(std::function<void()> done);
+  /// Detaches every idle file from its copy, so that the cache can evict it.
+  void drop_idle();
+
+  struct Summary {
+    NodeTable::Counters nodes;
+    std::size_t open_files = 0;
+    std::map<std::string, std::uint64_t> commits;  ///< what became of them
+  };
+  Summary summary();
+
+  // --- SessionKeeper::Events (callbacks.cc)
+  // --------------------------------------------------------
+  boost::asio::awaitable<CallbackReply> on_callback(CallbackRequest request) override;
+  boost::asio::awaitable<void> on_leases_void(Stamp stamp) override;
+  boost::asio::awaitable<void> on_new_session(SessionId fresh) override;
+
+  // --- Operations
+  // ----------------------------------------------------------------------------------
+  void init(const ConnectionInfo& info) override;
+  void lookup(Ctx, NodeHandle parent, std::string_view name, EntryReply reply) override;
+  void forget(NodeHandle node, std::uint64_t lookup_count) override;
+  void getattr(Ctx, NodeHandle node, std::optional<std::uint64_t> fh, AttrReply reply) override;
+  void setattr(Ctx, NodeHandle, const SetAttributes&, AttrReply reply) override;
+  void readlink(Ctx, NodeHandle, ReadlinkReply reply) override;
+  void mknod(Ctx, NodeHandle, std::string_view, mode_t, dev_t, EntryReply reply) override;
+  void mkdir(Ctx, NodeHandle, std::string_view, mode_t, EntryReply reply) override;
+  void symlink(Ctx, NodeHandle, std::string_view, std::string_view, EntryReply reply) override;
+  void link(Ctx, NodeHandle, NodeHandle, std::string_view, EntryReply reply) override;
+  void unlink(Ctx, NodeHandle, std::string_view, StatusReply reply) override;
+  void rmdir(Ctx, NodeHandle, std::string_view, StatusReply reply) override;
+  void rename(Ctx, NodeHandle, std::string_view, NodeHandle, std::string_view, unsigned,
+              StatusReply reply) override;
+  void open(Ctx, NodeHandle node, const OpenRequest&, OpenReply reply) override;
+  void create(Ctx, NodeHandle, std::string_view, const CreateRequest&, CreateReply reply) override;
+  void open_abandoned(NodeHandle node, std::uint64_t fh, bool created) override;
+  void read(Ctx, NodeHandle, std::uint64_t fh, std::uint64_t offset_bytes, std::size_t size_bytes,
+            ReadReply reply) override;
+  void write(Ctx, NodeHandle, const WriteRequest&, WriteReply reply) override;
+  void flush(Ctx, NodeHandle, std::uint64_t fh, std::uint64_t lock_owner,
+             StatusReply reply) override;
+  void release(Ctx, NodeHandle, const ReleaseRequest&, StatusReply reply) override;
+  void fsync(Ctx, NodeHandle, std::uint64_t fh, bool data_only, StatusReply reply) override;
+  void fallocate(Ctx, NodeHandle, std::uint64_t fh, int mode, std::uint64_t offset_bytes,
+                 std::uint64_t size_bytes, StatusReply reply) override;
+  void lseek(Ctx, NodeHandle, std::uint64_t fh, std::uint64_t offset_bytes, int whence,
+             LseekReply reply) override;
+  void copy_file_range(Ctx, const CopyRange&, WriteReply reply) override;
+  void opendir(Ctx, NodeHandle, int flags, OpenReply reply) override;
+  void readdir(Ctx, NodeHandle, std::uint64_t fh, std::uint64_t cookie, DirReply reply) override;
+  void releasedir(Ctx, NodeHandle, std::uint64_t fh, StatusReply reply) override;
+  void fsyncdir(Ctx, NodeHandle, std::uint64_t fh, bool data_only, StatusReply reply) override;
+  void statfs(Ctx, NodeHandle, StatfsReply reply) override;
+  void setxattr(Ctx, NodeHandle, std::string_view name, ByteView value, int flags,
+                StatusReply reply) override;
+  void getxattr(Ctx, NodeHandle, std::string_view name, XattrReply reply) override;
+  void listxattr(Ctx, NodeHandle, XattrReply reply) override;
+  void removexattr(Ctx, NodeHandle, std::string_view name, StatusReply reply) override;
+
+ private:
+  using View = NodeTable::View;
+  using FilePtr = std::shared_ptr<FileState>;
+  template <class T>
+  using awaitable = boost::asio::awaitable<T>;
+
+  /// An open file.
+  struct Handle {
+    FilePtr file;
+    CachePin copy;
+    std::shared_ptr<Fd> reader;  // of the copy
+    bool writable = false;
+    IoMode mode = IoMode::kNone;
+  };
+  /// An open directory: where its stream is.
+  struct DirHandle {
+    Mutex mutex;
+    std::shared_ptr<const Listing> window FM_GUARDED_BY(mutex);  // consecutive names
+    Cookie window_after FM_GUARDED_BY(mutex);       // the cookie before the first of them
+    bool window_ends FM_GUARDED_BY(mutex) = false;  // nothing follows it
+  };
+  /// Gives a hold back when the work that needed it is over.
+  class Hold {
+   public:
+    Hold() = default;
+    Hold(FileSystem* fs, FilePtr file) : fs_(fs), file_(std::move(file)) {}
+    Hold(Hold&& other) noexcept : fs_(other.fs_), file_(std::move(other.file_)) {}
+    Hold& operator=(Hold&&) = delete;
+    ~Hold() {
+      if (file_) fs_->unhold(file_);
+    }
+    FilePtr keep() { return std::move(file_); }  // the hold lives on in a handle
+
+   private:
+    FileSystem* fs_ = nullptr;
+    FilePtr file_;
+  };
+
+  LoopContext& at(const Reply& reply) { return loops_[reply.loop()]; }
+  static Credentials cred(Ctx ctx) { return {ctx.uid, ctx.gid, {}}; }
+  void background(LoopContext& at, std::string name, awaitable<void> task);
+  /// From any thread: starts make() as background work on loop `index`.
+  void background_on(unsigned index, std::string name, std::function<awaitable<void>()> make);
+
+  // file_system.cc
+  Entry entry_of(const View& view);
+  struct stat stat_of(const View& view);
+  Timeout attr_timeout(const View& view);
+  Timeout entry_timeout(bool leased);
+  Timeout lease_left() const;
+  Task<View> fresh_view(LoopContext& at, Credentials who, NodeHandle node);
+  Task<Entry> do_lookup(LoopContext& at, Credentials who, NodeHandle parent, std::string name);
+  Task<AttrReplyValue> do_getattr(LoopContext& at, Credentials who, NodeHandle node);
+  Task<AttrReplyValue> do_setattr(LoopContext& at, Credentials who, NodeHandle node,
+                                  SetAttributes set);
+  Status set_backing_times(const FilePtr& file, const Attr& attr, const SetAttributes& set);
+  Task<void> set_size(LoopContext& at, Credentials who, NodeHandle node, SetAttributes set);
+  Task<struct statvfs> do_statfs(LoopContext& at);
+  awaitable<void> refresh_statfs(LoopContext& at);
+  /// Decides whether a file in use that met a newer version holds local work.
+  awaitable<void> settle_lineage(LoopContext& at, const Attr attr);
+  /// bind() after settle_lineage().
+  awaitable<View> bind(LoopContext& at, const Attr attr, Stamp stamp, bool leased);
+  void unhold(const FilePtr& file);
+  void teardown(const FilePtr& file);
+  void detach_copy(const FilePtr& file);
+  void note_idle(const FilePtr& file);
+  bool file_in_use(InodeId inode);
+
+  // namespace_ops.cc
+  Task<Entry> do_create(LoopContext& at, Credentials who, NodeHandle parent, CreateOp op);
+  Task<Entry> do_link(LoopContext& at, Credentials who, NodeHandle node, NodeHandle parent,
+                      std::string name);
+  Task<void> do_unlink(LoopContext& at, Credentials who, NodeHandle parent, std::string name,
+                       bool directory);
+  Task<void> do_rename(LoopContext& at, Credentials who, NodeHandle parent, std::string name,
+                       NodeHandle new_parent, std::string new_name, std::uint32_t flags);
+  void apply_parents(const MutationReply& reply);
+  void apply_removed(const MutationReply& reply);
+  void release_orphan(InodeId inode);
+  awaitable<void> do_release_orphan(LoopContext& at, InodeId inode);
+
+  // directory_ops.cc
+  void fill_reply(DirReply& reply, const View& directory, DirHandle& handle, std::uint64_t cookie);
+  bool window_has(DirHandle& handle, InodeId directory, std::uint64_t cookie);
+  Task<void> load_window(LoopContext& at, Credentials who, NodeHandle node,
+                         std::shared_ptr<DirHandle> handle, std::uint64_t cookie, bool plus);
+
+  // open.cc
+  struct OpenWish {
+    bool writable = false;
+    bool truncate = false;
+    bool kill_suidgid = false;
+    bool create = false;  ///< truncating an empty file is no change then
+  };
+  static OpenWish wish_of(int flags, bool kill);
+  std::optional<OpenResult> open_attached(const View& view, const OpenWish& wish);
+  Task<OpenResult> do_open(LoopContext& at, Credentials who, NodeHandle node, OpenWish wish);
+  Task<OpenResult> open_held(LoopContext& at, Credentials who, NodeHandle node, FilePtr file,
+                             OpenWish wish);
+  struct Created {
+    Entry entry;
+    OpenResult result;
+  };
+  Task<Created> do_create_open(LoopContext& at, Credentials who, NodeHandle parent, CreateOp op,
+                               OpenWish wish);
+  /// Attaches the copy of the newest version, complete unless `may_stream`. Inside the gate.
+  Task<void> attach_content(LoopContext& at, Credentials who, NodeHandle node, FilePtr file,
+                            bool need_content, bool may_stream);
+  Task<void> fill_copy(LoopContext& at, FilePtr file, Attr attr, FileContent content,
+                       bool need_content, bool may_stream);
+  Task<CacheStore::Fill> begin_fill(LoopContext& at, Attr attr);
+  Task<void> wait_filled(LoopContext& at, FilePtr file, CachePin copy);
+  awaitable<void> fill_behind(LoopContext& at, CachePin copy,
+                              std::shared_ptr<const FileContent> content, std::uint64_t size_bytes,
+                              std::shared_ptr<FillJob> job);
+  /// The file's copy if it is (or soon will be) the content of `version`.
+  CachePin attached(FileState& file, Version version);
+  Task<void> prepare_writer(LoopContext& at, FilePtr file, OpenWish wish);
+  Result<OpenResult> register_open(const FilePtr& file, const OpenWish& wish);
+  std::int32_t backing_of(FileState& file, Fd& reader) FM_REQUIRES(file.mutex);
+  void attach_copy(const FilePtr& file, CachePin copy);
+  std::shared_ptr<Handle> handle(std::uint64_t fh);
+  std::shared_ptr<Handle> remove_handle(std::uint64_t fh);
+  void close_handle(LoopContext& at, std::uint64_t fh);
+  awaitable<void> close_writer(LoopContext& at, FilePtr file);
+  void on_mapping_closed(const FilePtr& file);
+
+  // file_io.cc
+  Task<void> wait_present(LoopContext& at, std::shared_ptr<Handle> handle, std::uint64_t offset,
+                          std::uint64_t size);
+  awaitable<void> do_read(LoopContext& at, std::shared_ptr<Handle> handle, std::uint64_t offset,
+                          std::size_t size, std::shared_ptr<RequestTask<ReadReply>> task);
+  Task<std::size_t> do_write(LoopContext& at, std::shared_ptr<Handle> handle, std::uint64_t offset,
+                             Buffer data);
+  Task<void> do_fallocate(LoopContext& at, std::shared_ptr<Handle> handle, int mode,
+                          std::uint64_t offset, std::uint64_t size);
+  Task<std::uint64_t> do_lseek(LoopContext& at, std::shared_ptr<Handle> handle,
+                               std::uint64_t offset, int whence);
+  Task<std::size_t> do_copy(LoopContext& at, std::shared_ptr<Handle> in,
+                            std::shared_ptr<Handle> out, CopyRange range);
+  void note_kill(const FilePtr& file);
+
+  // xattr_ops.cc
+  Task<std::shared_ptr<const NodeTable::Xattrs>> all_xattrs(LoopContext& at, Credentials who,
+                                                            NodeHandle node);
+  Task<std::string> do_getxattr(LoopContext& at, Credentials who, NodeHandle node,
+                                std::string name);
+  Task<std::string> do_listxattr(LoopContext& at, Credentials who, NodeHandle node);
+  Task<void> do_setxattr(LoopContext& at, Credentials who, NodeHandle node, std::string name,
+                         std::string value, std::uint32_t flags);
+  Task<void> do_removexattr(LoopContext& at, Credentials who, NodeHandle node, std::string name);
+
+  // commit.cc
+  /// Everything written so far is committed, or an error says why not. Cancelled, or when `caller`
+  /// dies of a signal, it returns EINTR and the commit goes on.
+  Task<void> commit(LoopContext& at, Credentials who, FilePtr file, pid_t caller);
+  std::shared_ptr<Signal> start_commit(LoopContext& at, Credentials who, const FilePtr& file);
+  awaitable<void> run_commits(LoopContext& at, Credentials who, FilePtr file,
+                              std::shared_ptr<CommitJob> job);
+  Task<void> commit_once(LoopContext& at, Credentials who, FilePtr file);
+  Task<void> send_times(LoopContext& at, Credentials who, FilePtr file, std::int64_t mtime_ns,
+                        bool clear_suid_sgid);
+  void after_commit(const FilePtr& file, const MutationReply& reply, std::int64_t mtime_ns);
+  Task<void> refused(LoopContext& at, FilePtr file, CachePin copy, std::error_code error);
+  Task<void> set_aside(LoopContext& at, FilePtr file, CachePin copy, const char* why);
+  bool surely_clean(const Handle& open);
+  awaitable<void> commit_files(LoopContext& at, Duration timeout,
+                               std::function<void(std::size_t)> done);
+  awaitable<void> recover(LoopContext& at);
+  awaitable<void> recover_one(LoopContext& at, CachePin copy);
+  void count(const char* what);
+
+  // callbacks.cc
+  awaitable<void> invalidate(NodeTable::Invalidation what);
+  void invalidate_later(NodeTable::Invalidation what);
+
+  std::vector<LoopContext> loops_;
+  std::vector<std::unique_ptr<TaskGroup>> tasks_;  // one per loop
+  ClientSession& session_;
+  const FsOptions options_;
+  NodeTable table_;
+  CacheStore* store_ = nullptr;
+  std::atomic<FuseSession*> fuse_{nullptr};
+  std::atomic<Notifier*> notifier_{nullptr};
+  std::atomic<bool> passthrough_{false};
+  std::atomic<bool> epoch_{false};
+  MappedWatch mapped_;
+
+  Mutex handles_mutex_;
+  std::unordered_map<std::uint64_t, std::shared_ptr<Handle>> handles_ FM_GUARDED_BY(handles_mutex_);
+  std::unordered_map<std::uint64_t, std::shared_ptr<DirHandle>> dirs_ FM_GUARDED_BY(handles_mutex_);
+  std::atomic<std::uint64_t> next_handle_{1};
+
+  Mutex idle_mutex_;                                                     // after FileState::mutex
+  std::list<std::weak_ptr<FileState>> idle_ FM_GUARDED_BY(idle_mutex_);  // oldest first
+
+  Mutex statfs_mutex_;
+  std::optional<StatFsReply> statfs_ FM_GUARDED_BY(statfs_mutex_);
+  TimePoint statfs_at_ FM_GUARDED_BY(statfs_mutex_);
+  bool statfs_asked_ FM_GUARDED_BY(statfs_mutex_) = false;
+
+  Mutex counts_mutex_;
+  std::map<std::string, std::uint64_t> counts_ FM_GUARDED_BY(counts_mutex_);
+};
+
+}  // namespace fermata::mountd

@@ -1,0 +1,312 @@
+#include "mountd/fs/mountd.h"
+
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/json.hpp>
+#include <future>
+
+#include "common/wire/methods.h"
+
+namespace fermata::mountd {
+namespace asio = boost::asio;
+namespace json = boost::json;
+namespace {
+
+constexpr std::size_t kBlockingThreads = 4;  // per loop
+
+// Runs a task on a loop and waits for it on this thread, which is none of the loops.
+template <class T>
+Result<T> run_on(asio::any_io_executor executor, Task<T> task) {
+  auto promise = std::make_shared<std::promise<Result<T>>>();
+  auto future = promise->get_future();
+  asio::co_spawn(executor, std::move(task), [promise](std::exception_ptr thrown, Result<T> result) {
+    promise->set_value(thrown ? Result<T>(Errc::kShuttingDown) : std::move(result));
+  });
+  return future.get();
+}
+
+template <class Fn>
+void run_there(asio::any_io_executor executor, Fn fn) {
+  std::promise<void> done;
+  asio::post(executor, [&] {
+    fn();
+    done.set_value();
+  });
+  done.get_future().wait();
+}
+
+std::string random_id(Random& random) {
+  std::uint64_t words[2] = {random.next(), random.next()};
+  return to_hex(reinterpret_cast<const std::uint8_t*>(words), sizeof words);
+}
+
+std::string host_name() {
+  char name[256] = {};
+  return ::gethostname(name, sizeof name - 1) == 0 ? name : "unknown";
+}
+
+}  // namespace
+
+Mountd::Mountd(MountdOptions options) : options_(std::move(options)), session_(clock_) {}
+
+Mountd::~Mountd() { stop(Duration{0}); }
+
+std::string Mountd::start() {
+  struct stat st {};
+  if (::stat(options_.mount_point.c_str(), &st) != 0) {
+    return "mount point " + options_.mount_point + ": " + last_errno().message();
+  }
+  if (!S_ISDIR(st.st_mode)) return "mount point " + options_.mount_point + " is not a directory";
+  std::string error = open_session();
+  if (error.empty()) error = open_cache();
+  if (error.empty()) error = mount();
+  if (!error.empty()) stop(Duration{0});
+  return error;
+}
+
+std::string Mountd::open_session() {
+  loops_ = std::make_unique<Loops>(options_.loop_count);
+  map_ = make_cluster_map(options_.servers);
+  RealRandom random;
+  ClientOptions client;
+  client.servers = options_.servers;
+  client.client_id = random_id(random);
+  client.host = host_name();
+  client.mount_point = options_.mount_point;
+  client.soft = options_.soft;
+  client.soft_timeout = options_.soft_timeout;
+  NetworkOptions network;
+  network.body_size_max = body_size_max;
+  std::vector<LoopContext> contexts;
+  for (unsigned i = 0; i < loops_->count(); ++i) {
+    Loop loop;
+    const auto executor = loops_->executor(i);
+    loop.env = std::make_unique<RealEnv>(executor, kBlockingThreads);
+    loop.network = std::make_unique<TcpNetwork>(executor, network);
+    loop.client = std::make_unique<ClusterClient>(*loop.env, *loop.network, session_, map_, client);
+    contexts.push_back({i, loop.env.get(), loop.client.get()});
+    parts_.push_back(std::move(loop));
+  }
+  FsOptions fs;
+  fs.read_only = options_.read_only;
+  fs.passthrough = options_.passthrough;
+  fs.attr_timeout = options_.attr_timeout;
+  fs.entry_timeout = options_.entry_timeout;
+  fs.idle_bytes_max = options_.cache_size_bytes / 4;
+  fs_ = std::make_unique<FileSystem>(std::move(contexts), session_, fs);
+  Loop& first = parts_.front();
+  keeper_ =
+      std::make_unique<SessionKeeper>(*first.env, *first.network, *first.client, session_, *fs_);
+  const auto opened = run_on<void>(loops_->executor(0), keeper_->start(options_.mount_timeout));
+  if (opened) return {};
+  std::string servers;
+  for (const auto& server : options_.servers) servers += (servers.empty() ? "" : ", ") + server;
+  return "no session with the cluster at " + servers + ": " + opened.error().message();
+}
+
+std::string Mountd::open_cache() {
+  if (::mkdir(options_.cache_dir.c_str(), 0700) != 0 && errno != EEXIST) {
+    return "cache directory " + options_.cache_dir + ": " + last_errno().message();
+  }
+  CacheOptions cache;
+  cache.dir = options_.cache_dir + "/files";
+  cache.cluster = keeper_->cluster();
+  cache.limit_bytes = options_.cache_size_bytes;
+  auto store = CacheStore::open(cache);
+  if (!store) {
+    const auto error = store.error();
+    std::string why = error.message();
+    if (error == std::errc::device_or_resource_busy) why = "another mount uses it";
+    if (error == make_error_code(Errc::kWrongCluster)) why = "it belongs to another cluster";
+    return "cache " + cache.dir + ": " + why;
+  }
+  store_ = std::move(*store);
+  fs_->set_store(*store_);
+  return {};
+}
+
+std::string Mountd::mount() {
+  MountOptions mount;
+  mount.mount_point = options_.mount_point;
+  mount.fs_name = options_.servers.front() + ":/";
+  mount.read_only = options_.read_only;
+  mount.no_atime = options_.no_atime;
+  mount.no_suid = !options_.suid;
+  mount.no_dev = !options_.dev;
+  mount.no_exec = !options_.exec;
+  mount.passthrough = options_.passthrough;
+  mount.own_directories = {options_.cache_dir};
+  MountError error;
+  fuse_ = FuseSession::mount(mount, *loops_, *fs_, error);
+  if (!fuse_) return error.message;
+  notifier_ = std::make_unique<Notifier>(*fuse_);
+  fs_->attach(*fuse_, *notifier_);
+  auto control =
+      ControlSocket::open(options_.cache_dir + "/control.sock",
+                          [this](const std::string& verb) { return this->control(verb); });
+  if (!control) return "control socket in " + options_.cache_dir + ": " + control.error().message();
+  control_ = std::move(*control);
+  if (!options_.read_only) fs_->start_recovery();
+  spdlog::info("mounted {} (session {}, passthrough {}, epochs {})", options_.mount_point,
+               session_.id().value(), fuse_->has_passthrough(), fuse_->has_epoch());
+  return {};
+}
+
+bool Mountd::wait_ended(std::chrono::milliseconds for_at_most) {
+  return stop_asked_.load() || fuse_->wait_for(for_at_most) || stop_asked_.load();
+}
+
+std::future<std::size_t> Mountd::commit_all(Duration patience) {
+  auto promise = std::make_shared<std::promise<std::size_t>>();
+  auto future = promise->get_future();
+  fs_->commit_all(patience, [promise](std::size_t failed) { promise->set_value(failed); });
+  return future;
+}
+
+std::size_t Mountd::stop(Duration patience) {
+  if (stopped_ || !loops_) return 0;
+  stopped_ = true;
+  stop_asked_ = true;  // a verb that waits gives up
+  std::size_t failed = 0;
+  // No new request first, so that what is committed is all there is; then what closing files left.
+  if (fuse_) {
+    if (patience > Duration{0}) failed = commit_all(patience).get();
+    fuse_->stop();
+    if (patience > Duration{0}) failed = commit_all(patience).get();
+    if (failed != 0) {
+      spdlog::error(
+          "{} files could not be committed: they stay in {} and are committed at the next mount",
+          failed, options_.cache_dir);
+    }
+    fs_->detach();
+    notifier_.reset();
+  }
+  if (keeper_) {
+    const auto bound = std::max<Duration>(std::min<Duration>(patience, std::chrono::seconds(2)),
+                                          std::chrono::milliseconds(100));
+    (void)run_on<void>(loops_->executor(0), keeper_->stop(bound));
+  }
+  control_.reset();
+  stop_clients();
+  return failed;
+}
+
+// The loops run dry before what lives on them is destroyed.
+void Mountd::stop_clients() {
+  for (unsigned i = 0; i < parts_.size(); ++i) {
+    run_there(loops_->executor(i), [&] { parts_[i].client->stop(); });
+  }
+  if (fs_) {
+    auto done = std::make_shared<std::promise<void>>();
+    auto future = done->get_future();
+    fs_->stop([done] { done->set_value(); });
+    constexpr auto kPatience = std::chrono::seconds(5);
+    if (future.wait_for(kPatience) != std::future_status::ready) {
+      spdlog::warn("background work did not end; going on");
+    }
+  }
+  loops_->stop();
+  keeper_.reset();
+  fuse_.reset();
+  fs_.reset();
+  for (auto& part : parts_) {
+    part.client.reset();
+    part.network.reset();
+    part.env.reset();
+  }
+  loops_.reset();
+  store_.reset();
+}
+
+// ------------------------------------------------------------------------------- control verbs
+
+std::string Mountd::list_cache() {
+  json::array files;
+  for (const auto& copy : store_->list()) {
+    files.push_back(json::object{{"inode", copy.inode.value()},
+                                 {"version", copy.base.value()},
+                                 {"path", copy.path_hint},
+                                 {"size_bytes", copy.size_bytes},
+                                 {"allocated_bytes", copy.allocated_bytes},
+                                 {"last_use_ns", copy.last_use_ns},
+                                 {"complete", copy.complete},
+                                 {"dirty", copy.maybe_dirty && !copy.conflict},
+                                 {"conflict", copy.conflict},
+                                 {"open", copy.pinned}});
+  }
+  return json::serialize(json::object{{"files", std::move(files)}});
+}
+
+std::string Mountd::cache_numbers() {
+  const auto cache = store_->stats();
+  const auto fs = fs_->summary();
+  json::object out{{"files", cache.files},
+                   {"bytes", cache.bytes},
+                   {"limit_bytes", cache.limit_bytes},
+                   {"hits", cache.hits},
+                   {"misses", cache.misses},
+                   {"evictions", cache.evictions},
+                   {"dirty_files", cache.dirty_files},
+                   {"conflict_files", cache.conflict_files},
+                   {"lost_found", cache.lost_found},
+                   {"open_files", fs.open_files},
+                   {"inodes_known", fs.nodes.inodes},
+                   {"entries_known", fs.nodes.entries},
+                   {"nodes", fs.nodes.nodes},
+                   {"session", session_.id().value()},
+                   {"epoch", session_.epoch().value()},
+                   {"passthrough", fuse_->has_passthrough()}};
+  json::object rpcs;
+  std::uint64_t total = 0;
+  for (const auto& [method, count] : ClusterClient::call_counts()) {
+    rpcs[method] = count;
+    total += count;
+  }
+  json::object commits;
+  for (const auto& [what, count] : fs.commits) commits[what] = count;
+  json::array pending;
+  for (const auto& request : fuse_->pending()) {
+    pending.push_back(
+        json::object{{"operation", request.operation}, {"age_ms", request.age.count()}});
+  }
+  out["rpc_total"] = total;
+  out["rpcs"] = std::move(rpcs);
+  out["commits"] = std::move(commits);
+  out["pending"] = std::move(pending);
+  return json::serialize(out);
+}
+
+std::string Mountd::control(const std::string& verb) {
+  constexpr auto kPatience = std::chrono::minutes(9);
+  if (verb == "cache-ls") return list_cache();
+  if (verb == "cache-stat" || verb == "stats") return cache_numbers();
+  if (verb == "shutdown") {
+    ask_to_stop();
+    return R"({"stopping":true})";
+  }
+  if (verb == "commit-all" || verb == "cache-flush") {
+    const auto dirty = store_->stats().dirty_files;
+    auto future = commit_all(kPatience);
+    while (future.wait_for(std::chrono::milliseconds(50)) != std::future_status::ready) {
+      if (stop_asked_) return R"({"error":"the mount is being stopped"})";
+    }
+    const auto failed = future.get();
+    if (failed != 0) {
+      return json::serialize(
+          json::object{{"error", std::to_string(failed) + " files could not be committed"}});
+    }
+    json::object out{{"committed", dirty}};
+    if (verb == "cache-flush") {
+      fs_->drop_idle();
+      out["dropped"] = store_->drop_clean();
+    }
+    return json::serialize(out);
+  }
+  return json::serialize(json::object{{"error", "unknown verb " + verb}});
+}
+
+}  // namespace fermata::mountd

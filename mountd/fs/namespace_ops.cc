@@ -1,0 +1,234 @@
+// Operations that change names.
+#include <fcntl.h>
+#include <linux/fs.h>
+
+#include "mountd/fs/attributes.h"
+#include "mountd/fs/file_system.h"
+
+namespace fermata::mountd {
+namespace asio = boost::asio;
+namespace {
+constexpr auto kOwn = NodeTable::By::kOwnMutation;
+constexpr auto kAnswerEntry = [](EntryReply& to, const Entry& entry) { to.entry(entry); };
+constexpr auto kAnswerOk = [](StatusReply& to) { to.ok(); };
+}  // namespace
+
+void FileSystem::apply_parents(const MutationReply& reply) {
+  if (reply.parent) table_.apply(*reply.parent, reply.stamp, reply.parent_leased);
+  if (reply.new_parent) table_.apply(*reply.new_parent, reply.stamp, reply.new_parent_leased);
+}
+
+// What lost a name: if it was the last and nobody here has it open, the cluster need not keep it.
+void FileSystem::apply_removed(const MutationReply& reply) {
+  if (!reply.removed) return;
+  table_.apply(*reply.removed, reply.stamp, reply.removed_leased);
+  const bool orphan = reply.removed->nlink == 0 && reply.removed->type == FileType::kRegular;
+  if (!orphan || file_in_use(reply.removed->inode)) return;
+  (void)store_->drop(reply.removed->inode, reply.removed->version);
+}
+
+void FileSystem::mknod(Ctx ctx, NodeHandle parent, std::string_view name, mode_t mode, dev_t dev,
+                       EntryReply reply) {
+  CreateOp op;
+  op.name = name;
+  op.type = type_of_mode(mode);
+  op.mode = mode & 07777;
+  op.rdev = dev;
+  auto task = do_create(at(reply), cred(ctx), parent, std::move(op));
+  run_request(ctx, std::move(reply), std::move(task), kAnswerEntry);
+}
+
+void FileSystem::mkdir(Ctx ctx, NodeHandle parent, std::string_view name, mode_t mode,
+                       EntryReply reply) {
+  CreateOp op;
+  op.name = name;
+  op.type = FileType::kDirectory;
+  op.mode = mode & 07777;
+  auto task = do_create(at(reply), cred(ctx), parent, std::move(op));
+  run_request(ctx, std::move(reply), std::move(task), kAnswerEntry);
+}
+
+void FileSystem::symlink(Ctx ctx, NodeHandle parent, std::string_view name, std::string_view target,
+                         EntryReply reply) {
+  if (target.size() > kSymlinkMax) return reply.error(ENAMETOOLONG);
+  CreateOp op;
+  op.name = name;
+  op.type = FileType::kSymlink;
+  op.mode = 0777;
+  op.symlink_target = target;
+  auto task = do_create(at(reply), cred(ctx), parent, std::move(op));
+  run_request(ctx, std::move(reply), std::move(task), kAnswerEntry);
+}
+
+Task<Entry> FileSystem::do_create(LoopContext& at, Credentials who, NodeHandle parent,
+                                  CreateOp op) {
+  if (options_.read_only) co_return std::errc::read_only_file_system;
+  if (op.name.size() > kNameMax) co_return std::errc::filename_too_long;
+  const auto directory = table_.inode_of(parent);
+  if (!directory) co_return from_errno(ESTALE);
+  op.parent = *directory;
+  op.uid = who.uid;
+  op.gid = who.gid;
+  const std::string name = op.name;
+  FM_CO_TRY(const auto reply, co_await at.client->mutate(who, std::move(op)));
+  if (!reply.attr) co_return std::errc::io_error;
+  apply_parents(reply);
+  if (reply.attr->type == FileType::kDirectory) {
+    table_.set_empty_directory(reply.attr->inode, reply.stamp, reply.leased);
+  }
+  const auto view = co_await bind(at, *reply.attr, reply.stamp, reply.leased);
+  table_.set_entry(*directory, name, reply.attr->inode, reply.stamp, reply.parent_leased, kOwn);
+  Entry entry = entry_of(view);
+  entry.entry_timeout = entry_timeout(reply.parent_leased);
+  co_return entry;
+}
+
+void FileSystem::link(Ctx ctx, NodeHandle node, NodeHandle new_parent, std::string_view new_name,
+                      EntryReply reply) {
+  auto task = do_link(at(reply), cred(ctx), node, new_parent, std::string(new_name));
+  run_request(ctx, std::move(reply), std::move(task), kAnswerEntry);
+}
+
+Task<Entry> FileSystem::do_link(LoopContext& at, Credentials who, NodeHandle node,
+                                NodeHandle parent, std::string name) {
+  if (options_.read_only) co_return std::errc::read_only_file_system;
+  if (name.size() > kNameMax) co_return std::errc::filename_too_long;
+  const auto inode = table_.inode_of(node);
+  const auto directory = table_.inode_of(parent);
+  if (!inode || !directory) co_return from_errno(ESTALE);
+  Mutation op = LinkOp{*inode, *directory, name};
+  FM_CO_TRY(const auto reply, co_await at.client->mutate(who, std::move(op)));
+  if (!reply.attr) co_return std::errc::io_error;
+  apply_parents(reply);
+  const auto view = co_await bind(at, *reply.attr, reply.stamp, reply.leased);
+  table_.set_entry(*directory, name, *inode, reply.stamp, reply.parent_leased, kOwn);
+  Entry entry = entry_of(view);
+  entry.entry_timeout = entry_timeout(reply.parent_leased);
+  co_return entry;
+}
+
+void FileSystem::unlink(Ctx ctx, NodeHandle parent, std::string_view name, StatusReply reply) {
+  auto task = do_unlink(at(reply), cred(ctx), parent, std::string(name), false);
+  run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
+}
+
+void FileSystem::rmdir(Ctx ctx, NodeHandle parent, std::string_view name, StatusReply reply) {
+  auto task = do_unlink(at(reply), cred(ctx), parent, std::string(name), true);
+  run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
+}
+
+Task<void> FileSystem::do_unlink(LoopContext& at, Credentials who, NodeHandle parent,
+                                 std::string name, bool directory) {
+  if (options_.read_only) co_return std::errc::read_only_file_system;
+  const auto in = table_.inode_of(parent);
+  if (!in) co_return from_errno(ESTALE);
+  const InodeId child = table_.peek(*in, name);
+  // Unknown counts as open; if it was not, the cluster is told at once.
+  const bool open_here = !directory && (!child || file_in_use(child));
+  Mutation op;
+  if (directory) {
+    op = RmdirOp{*in, name};
+  } else {
+    op = UnlinkOp{*in, name, open_here};
+  }
+  auto reply = co_await at.client->mutate(who, std::move(op));
+  if (!reply) {
+    table_.drop_entry(*in, name);
+    co_return reply.error();
+  }
+  apply_parents(*reply);
+  table_.set_entry(*in, name, InodeId{}, reply->stamp, reply->parent_leased, kOwn);
+  apply_removed(*reply);
+  if (open_here && reply->removed && reply->removed->nlink == 0 &&
+      !file_in_use(reply->removed->inode)) {
+    release_orphan(reply->removed->inode);
+  }
+  co_return Status{};
+}
+
+void FileSystem::rename(Ctx ctx, NodeHandle parent, std::string_view name, NodeHandle new_parent,
+                        std::string_view new_name, unsigned flags, StatusReply reply) {
+  constexpr unsigned kSupported = RENAME_NOREPLACE | RENAME_EXCHANGE;
+  const bool both = (flags & kSupported) == kSupported;
+  if ((flags & ~kSupported) != 0 || both) return reply.error(EINVAL);
+  std::uint32_t wire_flags = 0;
+  if ((flags & RENAME_NOREPLACE) != 0) wire_flags |= RenameOp::kNoReplace;
+  if ((flags & RENAME_EXCHANGE) != 0) wire_flags |= RenameOp::kExchange;
+  auto task = do_rename(at(reply), cred(ctx), parent, std::string(name), new_parent,
+                        std::string(new_name), wire_flags);
+  run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
+}
+
+Task<void> FileSystem::do_rename(LoopContext& at, Credentials who, NodeHandle parent,
+                                 std::string name, NodeHandle new_parent, std::string new_name,
+                                 std::uint32_t flags) {
+  if (options_.read_only) co_return std::errc::read_only_file_system;
+  if (new_name.size() > kNameMax) co_return std::errc::filename_too_long;
+  const auto from = table_.inode_of(parent);
+  const auto to = table_.inode_of(new_parent);
+  if (!from || !to) co_return from_errno(ESTALE);
+  const InodeId target = table_.peek(*to, new_name);
+  RenameOp op{*from, name, *to, new_name, flags, false};
+  op.target_open_here = target && file_in_use(target);
+  const bool told_open = op.target_open_here;
+  auto reply = co_await at.client->mutate(who, std::move(op));
+  if (!reply) {
+    table_.drop_entry(*from, name);
+    table_.drop_entry(*to, new_name);
+    co_return reply.error();
+  }
+  apply_parents(*reply);
+  if (reply->attr) table_.apply(*reply->attr, reply->stamp, reply->leased);
+  const bool exchanged = (flags & RenameOp::kExchange) != 0;
+  const bool same = *from == *to;
+  if (exchanged || !reply->attr ||
+      (reply->removed && reply->removed->inode == reply->attr->inode)) {
+    // An exchange, or two names of one file (then nothing happened): ask again when needed.
+    table_.drop_entry(*from, name);
+    table_.drop_entry(*to, new_name);
+  } else if (same && name == new_name) {
+    co_return Status{};
+  } else {
+    const bool to_leased = same ? reply->parent_leased : reply->new_parent_leased;
+    table_.set_entry(*from, name, InodeId{}, reply->stamp, reply->parent_leased, kOwn);
+    table_.set_entry(*to, new_name, reply->attr->inode, reply->stamp, to_leased, kOwn);
+  }
+  if (!exchanged) {
+    apply_removed(*reply);
+    if (told_open && reply->removed && reply->removed->nlink == 0 &&
+        !file_in_use(reply->removed->inode)) {
+      release_orphan(reply->removed->inode);
+    }
+  }
+  co_return Status{};
+}
+
+void FileSystem::release_orphan(InodeId inode) {
+  LoopContext& loop = loops_.front();
+  background_on(loop.index, "release orphan",
+                [this, &loop, inode] { return do_release_orphan(loop, inode); });
+}
+
+asio::awaitable<void> FileSystem::do_release_orphan(LoopContext& at, InodeId inode) {
+  ReleaseOrphansOp op;
+  op.inodes.push_back(inode);
+  // An error needs no care: the session's end releases it as well.
+  (void)co_await at.client->mutate({}, std::move(op));
+}
+
+void FileSystem::readlink(Ctx ctx, NodeHandle node, ReadlinkReply reply) {
+  const auto view = table_.find(node);
+  if (!view) return reply.error(ESTALE);
+  // A symlink's target never changes, and inode ids are not reused: no lease is needed.
+  if (view->attr_known) {
+    if (view->attr.type != FileType::kSymlink) return reply.error(EINVAL);
+    return reply.target(view->attr.symlink_target);
+  }
+  auto task = fresh_view(at(reply), cred(ctx), node);
+  run_request(ctx, std::move(reply), std::move(task),
+              [](ReadlinkReply& to, const NodeTable::View& fresh) {
+                to.target(fresh.attr.symlink_target);
+              });
+}
+
+}  // namespace fermata::mountd

@@ -1,0 +1,530 @@
+#include "mountd/fs/node_table.h"
+
+#include <algorithm>
+
+#include "common/base/assert.h"
+
+namespace fermata::mountd {
+namespace {
+std::uint64_t raw(NodeHandle node) { return static_cast<std::uint64_t>(node); }
+}  // namespace
+
+NodeTable::NodeTable(const ClientSession& session, Limits limits)
+    : session_(session), limits_(limits) {
+  MutexLock lock(mutex_);
+  Inode& root = inode(kRootInode);
+  Node node;
+  node.handle = kRootNode;
+  node.inode = kRootInode;
+  node.lookups = 1;  // the kernel's own, never given back
+  nodes_.emplace(raw(kRootNode), std::move(node));
+  root.current = kRootNode;
+  root.nodes.push_back(kRootNode);
+}
+
+// ------------------------------------------------------------------------------------- inodes
+
+NodeTable::Inode* NodeTable::peek_inode(InodeId id) {
+  const auto found = inodes_.find(id);
+  if (found == inodes_.end()) return nullptr;
+  lru_.splice(lru_.end(), lru_, found->second->place);
+  return found->second.get();
+}
+
+NodeTable::Inode& NodeTable::inode(InodeId id) {
+  if (Inode* found = peek_inode(id)) return *found;
+  trim();
+  auto made = std::make_unique<Inode>();
+  made->id = id;
+  made->place = lru_.insert(lru_.end(), id);
+  return *inodes_.emplace(id, std::move(made)).first->second;
+}
+
+NodeTable::Directory& NodeTable::directory(InodeId id) {
+  Inode& of = inode(id);
+  if (!of.directory) of.directory = std::make_unique<Directory>();
+  return *of.directory;
+}
+
+// Forgetting an inode also forgets when it was last called back. That is safe only if no answer
+// older than that callback can still arrive; such an answer would have to be overtaken by all the
+// traffic that filled the table.
+void NodeTable::trim() {
+  int scan = 64;
+  while ((inodes_.size() >= limits_.inode_count || entry_count_ >= limits_.entry_count) &&
+         scan-- > 0 && !lru_.empty()) {
+    const auto found = inodes_.find(lru_.front());
+    Inode& victim = *found->second;
+    if (victim.directory) {
+      entry_count_ -= victim.directory->entries.size();
+      victim.directory.reset();
+    }
+    if (!victim.nodes.empty()) {
+      lru_.splice(lru_.end(), lru_, victim.place);
+      continue;
+    }
+    lru_.erase(victim.place);
+    inodes_.erase(found);
+  }
+}
+
+bool NodeTable::attr_valid(const Inode& of) const {
+  return of.known && of.leased && session_.lease_holds(of.stamp);
+}
+
+void NodeTable::apply_locked(Inode& to, const Attr& attr, Stamp stamp, bool leased) {
+  if (to.known && stamp < to.stamp) return;
+  to.known = true;
+  to.attr = attr;
+  to.stamp = stamp;
+  to.leased = leased && stamp > to.called_back;
+}
+
+void NodeTable::apply(const Attr& attr, Stamp stamp, bool leased) {
+  MutexLock lock(mutex_);
+  apply_locked(inode(attr.inode), attr, stamp, leased);
+}
+
+// -------------------------------------------------------------------------------------- nodes
+
+bool NodeTable::idle(const Node& node) { return !node.file || node.file->holds.load() == 0; }
+
+bool NodeTable::unsettled(const Node& node, const Inode& of) {
+  return node.file && node.version != of.attr.version && !node.file->sticky.load() &&
+         (node.file->writers.load() != 0 || node.file->mapped.load());
+}
+
+NodeTable::Node* NodeTable::settled_node(Inode& of) {
+  if (of.current != kNoNode && unsettled(nodes_.at(raw(of.current)), of)) return nullptr;
+  return &newest_node(of);
+}
+
+NodeTable::Node& NodeTable::make_node(Inode& of) {
+  Node made;
+  made.handle = NodeHandle{next_node_++};
+  made.inode = of.id;
+  made.version = of.attr.version;
+  if (of.attr.type == FileType::kRegular) {
+    made.file = std::make_shared<FileState>(of.id, made.handle);
+    made.shown = of.attr;
+  }
+  of.nodes.push_back(made.handle);
+  of.current = made.handle;
+  return nodes_.emplace(raw(made.handle), std::move(made)).first->second;
+}
+
+NodeTable::Node& NodeTable::newest_node(Inode& of) {
+  if (of.current == kNoNode) return make_node(of);
+  Node& node = nodes_.at(raw(of.current));
+  if (!node.file || node.version == of.attr.version) {
+    if (node.file) node.shown = of.attr;
+    return node;
+  }
+  if (idle(node) && !node.file->sticky.load()) {
+    node.version = of.attr.version;
+    node.shown = of.attr;
+    return node;
+  }
+  if (node.file->sticky.load()) return node;  // what is dirty here stays the mount's file
+  return make_node(of);
+}
+
+NodeTable::View NodeTable::view(const Node& node, const Inode& of) const {
+  View out;
+  out.node = node.handle;
+  out.inode = node.inode;
+  out.current = of.current == node.handle;
+  out.attr_known = of.known;
+  out.attr_valid = attr_valid(of);
+  out.attr = of.attr;
+  out.attr.inode = of.id;
+  out.version = node.version;
+  out.file = node.file;
+  if (node.file && of.known && node.version != of.attr.version) {
+    out.attr.size_bytes = node.shown.size_bytes;
+    out.attr.allocated_bytes = node.shown.allocated_bytes;
+    out.attr.mtime = node.shown.mtime;
+    out.attr.version = node.version;
+  }
+  return out;
+}
+
+std::optional<NodeTable::View> NodeTable::find(NodeHandle node) {
+  MutexLock lock(mutex_);
+  const auto found = nodes_.find(raw(node));
+  if (found == nodes_.end()) return std::nullopt;
+  return view(found->second, inode(found->second.inode));
+}
+
+std::optional<InodeId> NodeTable::inode_of(NodeHandle node) {
+  MutexLock lock(mutex_);
+  const auto found = nodes_.find(raw(node));
+  if (found == nodes_.end()) return std::nullopt;
+  return found->second.inode;
+}
+
+NodeHandle NodeTable::node_of(InodeId id) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  return of == nullptr ? kNoNode : of->current;
+}
+
+NodeTable::View NodeTable::bind(const Attr& attr, Stamp stamp, bool leased) {
+  MutexLock lock(mutex_);
+  Inode& of = inode(attr.inode);
+  apply_locked(of, attr, stamp, leased);
+  Node& node = newest_node(of);
+  ++node.lookups;
+  return view(node, of);
+}
+
+NodeTable::View NodeTable::adopt(const Attr& attr, Stamp stamp, bool leased) {
+  MutexLock lock(mutex_);
+  Inode& of = inode(attr.inode);
+  apply_locked(of, attr, stamp, leased);
+  Node& node = newest_node(of);
+  if (node.file) node.file->holds.fetch_add(1);
+  return view(node, of);
+}
+
+std::shared_ptr<FileState> NodeTable::remove_if_unused(NodeHandle handle) {
+  const auto found = nodes_.find(raw(handle));
+  if (found == nodes_.end() || handle == kRootNode) return nullptr;
+  Node& node = found->second;
+  if (node.lookups != 0 || !idle(node)) return nullptr;
+  if (node.file && node.file->sticky.load()) return nullptr;  // uncommitted work: kept and listed
+  auto file = std::move(node.file);
+  if (Inode* of = peek_inode(node.inode)) {
+    std::erase(of->nodes, handle);
+    if (of->current == handle) of->current = of->nodes.empty() ? kNoNode : of->nodes.back();
+    if (of->nodes.empty()) {
+      of->names.clear();
+      of->more_names = false;
+    }
+  }
+  nodes_.erase(found);
+  return file;
+}
+
+void NodeTable::forget_lookup(NodeHandle handle, std::uint64_t count,
+                              std::shared_ptr<FileState>& removed) {
+  MutexLock lock(mutex_);
+  const auto found = nodes_.find(raw(handle));
+  if (found == nodes_.end() || handle == kRootNode) return;
+  Node& node = found->second;
+  node.lookups -= std::min(node.lookups, count);
+  if (node.lookups == 0) removed = remove_if_unused(handle);
+}
+
+std::shared_ptr<FileState> NodeTable::reap(NodeHandle node) {
+  MutexLock lock(mutex_);
+  return remove_if_unused(node);
+}
+
+// ------------------------------------------------------------------------------------ entries
+
+void NodeTable::erase_entry(Directory& from, std::string_view name) {
+  const auto found = from.entries.find(name);
+  if (found != from.entries.end()) {
+    from.entries.erase(found);
+    --entry_count_;
+  }
+  from.complete = false;
+  from.listing.reset();
+}
+
+void NodeTable::note_name(Inode& of, InodeId parent, std::string_view name) {
+  for (const auto& [dir, known] : of.names) {
+    if (dir == parent && known == name) return;
+  }
+  if (of.names.size() >= limits_.names_per_inode) {
+    of.more_names = true;
+  } else {
+    of.names.emplace_back(parent, std::string(name));
+  }
+}
+
+NodeTable::Found NodeTable::lookup(InodeId parent, std::string_view name) {
+  MutexLock lock(mutex_);
+  Found out;
+  Inode* dir = peek_inode(parent);
+  if (dir == nullptr || !dir->directory) return out;
+  const auto entry = dir->directory->entries.find(name);
+  if (entry == dir->directory->entries.end()) {
+    const bool all =
+        dir->directory->complete && session_.lease_holds(dir->directory->complete_stamp);
+    if (all) out.known = Known::kAbsent;
+    return out;
+  }
+  if (!session_.lease_holds(entry->second.stamp)) return out;
+  if (!entry->second.child) {
+    out.known = Known::kAbsent;
+    return out;
+  }
+  Inode* of = peek_inode(entry->second.child);
+  if (of == nullptr || !attr_valid(*of)) return out;
+  Node* node = settled_node(*of);
+  if (node == nullptr) return out;
+  ++node->lookups;
+  if (node->file) note_name(*of, parent, name);
+  out.known = Known::kPresent;
+  out.child = view(*node, *of);
+  return out;
+}
+
+InodeId NodeTable::peek(InodeId parent, std::string_view name) {
+  MutexLock lock(mutex_);
+  Inode* dir = peek_inode(parent);
+  if (dir == nullptr || !dir->directory) return {};
+  const auto entry = dir->directory->entries.find(name);
+  return entry == dir->directory->entries.end() ? InodeId{} : entry->second.child;
+}
+
+void NodeTable::set_entry(InodeId parent, std::string_view name, InodeId child, Stamp stamp,
+                          bool leased, By by) {
+  MutexLock lock(mutex_);
+  Inode& dir = inode(parent);
+  if (!dir.directory) dir.directory = std::make_unique<Directory>();
+  Directory& in = *dir.directory;
+  if (by == By::kOwnMutation) {
+    ++in.changes;
+    in.listing.reset();
+  }
+  if (child) {
+    Inode& of = inode(child);
+    if (of.attr.type == FileType::kRegular) note_name(of, parent, name);
+  }
+  const auto found = in.entries.find(name);
+  if (found != in.entries.end() && found->second.stamp > stamp) return;
+  if (!leased || stamp <= dir.called_back) {
+    erase_entry(in, name);
+    return;
+  }
+  if (found != in.entries.end()) {
+    found->second = {child, stamp};
+    return;
+  }
+  in.entries.emplace(std::string(name), Dentry{child, stamp});
+  ++entry_count_;
+}
+
+void NodeTable::drop_entry(InodeId parent, std::string_view name) {
+  MutexLock lock(mutex_);
+  Directory& in = directory(parent);
+  ++in.changes;
+  erase_entry(in, name);
+}
+
+void NodeTable::set_empty_directory(InodeId id, Stamp stamp, bool leased) {
+  MutexLock lock(mutex_);
+  Inode& of = inode(id);
+  if (!leased || stamp <= of.called_back || of.directory) return;
+  of.directory = std::make_unique<Directory>();
+  of.directory->complete = true;
+  of.directory->complete_stamp = stamp;
+  auto empty = std::make_shared<Listing>();
+  empty->stamp = stamp;
+  of.directory->listing = std::move(empty);
+}
+
+// ----------------------------------------------------------------------------------- listings
+
+NodeTable::ListingToken NodeTable::begin_listing(InodeId id) {
+  MutexLock lock(mutex_);
+  return {directory(id).changes, inode(id).called_back};
+}
+
+void NodeTable::keep_listing(InodeId id, ListingToken token,
+                             std::shared_ptr<const Listing> listing) {
+  MutexLock lock(mutex_);
+  Directory& in = directory(id);
+  if (in.changes != token.changes || inode(id).called_back != token.called_back) return;
+  if (!session_.lease_holds(listing->stamp)) return;
+  in.complete = true;
+  in.complete_stamp = listing->stamp;
+  in.listing = std::move(listing);
+}
+
+std::shared_ptr<const Listing> NodeTable::listing(InodeId id) {
+  MutexLock lock(mutex_);
+  Inode* of = peek_inode(id);
+  if (of == nullptr || !of->directory || !of->directory->listing) return nullptr;
+  const auto& kept = of->directory->listing;
+  return session_.lease_holds(kept->stamp) ? kept : nullptr;
+}
+
+// ------------------------------------------------------------------------------------- xattrs
+
+std::shared_ptr<const NodeTable::Xattrs> NodeTable::xattrs(InodeId id) {
+  MutexLock lock(mutex_);
+  Inode* of = peek_inode(id);
+  if (of == nullptr || !of->xattrs || !session_.lease_holds(of->xattrs_stamp)) return nullptr;
+  return of->xattrs;
+}
+
+void NodeTable::set_xattrs(InodeId id, Xattrs values, Stamp stamp, bool leased) {
+  MutexLock lock(mutex_);
+  Inode& of = inode(id);
+  if (!leased || stamp <= of.called_back || stamp < of.xattrs_stamp) return;
+  of.xattrs = std::make_shared<const Xattrs>(std::move(values));
+  of.xattrs_stamp = stamp;
+}
+
+void NodeTable::change_xattr(InodeId id, const std::string& name, std::optional<std::string> value,
+                             Stamp stamp, bool leased) {
+  MutexLock lock(mutex_);
+  Inode& of = inode(id);
+  // Answers of two changes may overtake each other: then nothing is known.
+  if (!of.xattrs || !leased || stamp <= of.called_back || stamp < of.xattrs_stamp ||
+      !session_.lease_holds(of.xattrs_stamp)) {
+    of.xattrs.reset();
+    of.xattrs_stamp = std::max(of.xattrs_stamp, stamp);
+    return;
+  }
+  auto changed = std::make_shared<Xattrs>(*of.xattrs);
+  if (value) {
+    (*changed)[name] = std::move(*value);
+  } else {
+    changed->erase(name);
+  }
+  of.xattrs = std::move(changed);
+  of.xattrs_stamp = stamp;
+}
+
+// ----------------------------------------------------------------------------------- lineages
+
+std::optional<NodeTable::View> NodeTable::hold(NodeHandle handle) {
+  MutexLock lock(mutex_);
+  const auto found = nodes_.find(raw(handle));
+  if (found == nodes_.end()) return std::nullopt;
+  if (found->second.file) found->second.file->holds.fetch_add(1);
+  return view(found->second, inode(found->second.inode));
+}
+
+bool NodeTable::take_newest(NodeHandle handle, std::uint32_t own_holds) {
+  MutexLock lock(mutex_);
+  const auto found = nodes_.find(raw(handle));
+  if (found == nodes_.end()) return false;
+  Node& node = found->second;
+  Inode& of = inode(node.inode);
+  if (of.current != handle) return false;
+  if (node.version == of.attr.version) return true;
+  if (node.file->holds.load() > own_holds || node.file->sticky.load()) return false;
+  node.version = of.attr.version;
+  node.shown = of.attr;
+  return true;
+}
+
+bool NodeTable::committed(NodeHandle handle, Version version) {
+  MutexLock lock(mutex_);
+  const auto found = nodes_.find(raw(handle));
+  if (found == nodes_.end()) return false;
+  Node& node = found->second;
+  Inode& of = inode(node.inode);
+  node.version = version;
+  if (of.attr.version == version) node.shown = of.attr;
+  if (of.current == handle || of.attr.version > version) return false;
+  of.current = handle;
+  return true;
+}
+
+bool NodeTable::in_use(InodeId id) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  return of != nullptr &&
+         std::any_of(of->nodes.begin(), of->nodes.end(),
+                     [this](NodeHandle handle) { return !idle(nodes_.at(raw(handle))); });
+}
+
+std::vector<std::shared_ptr<FileState>> NodeTable::held_files() {
+  MutexLock lock(mutex_);
+  std::vector<std::shared_ptr<FileState>> out;
+  for (const auto& [handle, node] : nodes_) {
+    if (node.file && (node.file->holds.load() != 0 || node.file->sticky.load())) {
+      out.push_back(node.file);
+    }
+  }
+  return out;
+}
+
+// ---------------------------------------------------------------------------------- callbacks
+
+void NodeTable::add_names(const Inode& of, Invalidation& to) {
+  if (of.more_names) {
+    to.all_entries = true;
+    return;
+  }
+  for (const auto& [parent, name] : of.names) {
+    const Inode* dir = peek_inode(parent);
+    if (dir == nullptr || dir->current == kNoNode) continue;
+    to.items.push_back({Notifier::Kind::kExpireEntry, dir->current, name, {}, -1, 0});
+  }
+}
+
+NodeTable::Invalidation NodeTable::call_back(const CallbackRequest& request) {
+  MutexLock lock(mutex_);
+  Invalidation out;
+  for (const auto& item : request.items) {
+    Inode& of = inode(item.inode);
+    of.called_back = std::max(of.called_back, request.stamp);
+    if (item.attributes) {
+      of.leased = false;
+      of.xattrs.reset();
+      bool used = false;
+      for (const NodeHandle handle : of.nodes) {
+        out.items.push_back({Notifier::Kind::kInvalidateInode, handle, {}, {}, -1, 0});
+        used = used || !idle(nodes_.at(raw(handle)));
+      }
+      // An idle node takes a newer version itself; of one in use the names may lead elsewhere now.
+      if (used && !of.directory) add_names(of, out);
+    }
+    if (item.asks_open && std::any_of(of.nodes.begin(), of.nodes.end(), [this](NodeHandle handle) {
+          return !idle(nodes_.at(raw(handle)));
+        })) {
+      out.open.push_back(item.inode);
+    }
+    if (item.all_entries) {
+      if (of.directory) entry_count_ -= of.directory->entries.size();
+      of.directory = std::make_unique<Directory>();
+      out.all_entries = true;
+    }
+    for (const auto& name : item.names) {
+      if (of.directory) {
+        ++of.directory->changes;
+        erase_entry(*of.directory, name);
+      }
+      if (of.current != kNoNode) {
+        out.items.push_back({Notifier::Kind::kExpireEntry, of.current, name, {}, -1, 0});
+      }
+    }
+  }
+  return out;
+}
+
+NodeTable::Invalidation NodeTable::everything() {
+  constexpr std::size_t kNodesMax = 10'000;
+  MutexLock lock(mutex_);
+  Invalidation out;
+  out.all_entries = true;
+  for (const auto& [handle, node] : nodes_) {
+    const bool open = node.file && node.file->holds.load() != 0;
+    if (open || node.handle == kRootNode || nodes_.size() <= kNodesMax) {
+      out.items.push_back({Notifier::Kind::kInvalidateInode, node.handle, {}, {}, -1, 0});
+    }
+  }
+  return out;
+}
+
+NodeTable::Invalidation NodeTable::expire_names(InodeId id) {
+  MutexLock lock(mutex_);
+  Invalidation out;
+  if (Inode* of = peek_inode(id)) add_names(*of, out);
+  return out;
+}
+
+NodeTable::Counters NodeTable::counters() {
+  MutexLock lock(mutex_);
+  return {inodes_.size(), entry_count_, nodes_.size()};
+}
+
+}  // namespace fermata::mountd

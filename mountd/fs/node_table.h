@@ -1,0 +1,229 @@
+// What this mount knows of the namespace: inodes, their attributes and entries, and the kernel's
+// node handles.
+//
+// A handle names one (inode, version lineage): directories, symlinks and special files have one
+// per inode, regular files one per lineage (file_state.h). Everything cached here came with a stamp
+// and a lease, and is valid while the session's lease holds for that stamp and no callback has
+// dropped it (docs/PROTOCOL.md; Gray and Cheriton, "Leases", SOSP 1989). An answer that is older
+// than the inode's last callback may be shown once, but is not kept.
+//
+// Memory is bounded: inodes without kernel references leave in LRU order.
+//
+// Thread-safety: any thread; one mutex, held for table look-ups only.
+#pragma once
+
+#include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "common/base/mutex.h"
+#include "common/wire/messages.h"
+#include "mountd/client/session.h"
+#include "mountd/fs/file_state.h"
+#include "mountd/fuse/notifier.h"
+
+namespace fermata::mountd {
+
+/// A directory's names in cookie order, as of one moment. Without "." and "..".
+struct Listing {
+  struct Item {
+    std::string name;
+    InodeId inode;
+    FileType type = FileType::kRegular;
+    Cookie cookie;
+  };
+  std::vector<Item> items;
+  Stamp stamp;  ///< the oldest of its pages
+};
+
+class NodeTable {
+ public:
+  struct Limits {
+    std::size_t inode_count = 200'000;
+    std::size_t entry_count = 2'000'000;
+    std::size_t names_per_inode = 8;
+  };
+  NodeTable(const ClientSession& session, Limits limits);
+
+  /// A node as of now. `attr` is the newest known; it is valid only if attr_valid. For a node whose
+  /// lineage is not the newest (!current), content fields of `attr` are those of its own version.
+  struct View {
+    NodeHandle node = kNoNode;
+    InodeId inode;
+    bool current = true;
+    bool attr_known = false;
+    bool attr_valid = false;
+    Attr attr;
+    Version version;
+    std::shared_ptr<FileState> file;  ///< regular files only
+  };
+  std::optional<View> find(NodeHandle node);
+  /// The inode's id; none for an unknown handle.
+  std::optional<InodeId> inode_of(NodeHandle node);
+  /// The newest node of an inode, if the kernel has one.
+  NodeHandle node_of(InodeId inode);
+
+  // --- what answers say --------------------------------------------------------------------------
+  /// Takes the attributes if they are newer than those known.
+  void apply(const Attr& attr, Stamp stamp, bool leased);
+  /// apply(), then the inode's newest node, made if need be, with one more kernel lookup.
+  View bind(const Attr& attr, Stamp stamp, bool leased);
+  /// The same without counting a lookup: a node kept alive by its own holds.
+  View adopt(const Attr& attr, Stamp stamp, bool leased);
+  void forget_lookup(NodeHandle node, std::uint64_t count, std::shared_ptr<FileState>& removed);
+  /// Removes the node if nothing refers to it any more; returns its file to be torn down.
+  std::shared_ptr<FileState> reap(NodeHandle node);
+
+  // --- entries -----------------------------------------------------------------------------------
+  enum class Known { kUnknown, kAbsent, kPresent };
+  struct Found {
+    Known known = Known::kUnknown;
+    View child;  ///< kPresent: with a lookup counted
+  };
+  /// From the cache: present (with valid attributes), surely absent, or to be asked.
+  Found lookup(InodeId parent, std::string_view name);
+  /// The inode behind a name if that is known, valid or not: a hint.
+  InodeId peek(InodeId parent, std::string_view name);
+  enum class By { kRead, kOwnMutation };
+  /// `child` 0: the name is absent. An own mutation also makes cached listings obsolete.
+  void set_entry(InodeId parent, std::string_view name, InodeId child, Stamp stamp, bool leased,
+                 By by);
+  /// What is known of the name is no longer trusted.
+  void drop_entry(InodeId parent, std::string_view name);
+  /// A new directory of this client: empty, and all of it is known.
+  void set_empty_directory(InodeId inode, Stamp stamp, bool leased);
+
+  // --- listings ----------------------------------------------------------------------------------
+  struct ListingToken {
+    std::uint64_t changes = 0;
+    Stamp called_back;
+  };
+  ListingToken begin_listing(InodeId directory);
+  /// Keeps a listing that was read wholly under the lease, unless something came in between.
+  void keep_listing(InodeId directory, ListingToken token, std::shared_ptr<const Listing> listing);
+  /// The valid complete listing, or null.
+  std::shared_ptr<const Listing> listing(InodeId directory);
+
+  // --- xattrs ------------------------------------------------------------------------------------
+  using Xattrs = std::map<std::string, std::string>;
+  std::shared_ptr<const Xattrs> xattrs(InodeId inode);
+  void set_xattrs(InodeId inode, Xattrs xattrs, Stamp stamp, bool leased);
+  /// After an own mutation: changes the cached value (none: removed), or drops the cache.
+  void change_xattr(InodeId inode, const std::string& name, std::optional<std::string> value,
+                    Stamp stamp, bool leased);
+
+  // --- lineages ----------------------------------------------------------------------------------
+  /// For an open of a regular file: the view with one more hold on its file; none if unknown.
+  std::optional<View> hold(NodeHandle node);
+  /// Lets an idle node but for `own_holds` take the newest version. False if others use it.
+  bool take_newest(NodeHandle node, std::uint32_t own_holds);
+  /// The node's content has been committed as `version`. True if the names of the inode led
+  /// elsewhere and now lead to this node.
+  bool committed(NodeHandle node, Version version);
+  /// Runs `detach` under the table's lock if the node is idle: nobody can start to use it then.
+  template <class Fn>
+  bool if_idle(const FileState& file, Fn detach) {
+    MutexLock lock(mutex_);
+    if (file.holds.load() != 0) return false;
+    detach();
+    return true;
+  }
+  /// Whether any lineage of the inode is held.
+  bool in_use(InodeId inode);
+  /// Every file that somebody holds.
+  std::vector<std::shared_ptr<FileState>> held_files();
+
+  // --- callbacks ---------------------------------------------------------------------------------
+  struct Invalidation {
+    std::vector<Notifier::Item> items;
+    bool all_entries = false;  ///< expire every dentry of the mount
+    std::vector<InodeId> open;
+  };
+  Invalidation call_back(const CallbackRequest& request);
+  /// What the kernel must drop when all leases are void.
+  Invalidation everything();
+  /// What makes the kernel look up the inode's names again.
+  Invalidation expire_names(InodeId inode);
+
+  struct Counters {
+    std::size_t inodes = 0, entries = 0, nodes = 0;
+  };
+  Counters counters();
+
+ private:
+  struct Node {
+    NodeHandle handle = kNoNode;
+    InodeId inode;
+    std::uint64_t lookups = 0;
+    Version version;
+    Attr shown;  // regular files: as it was when `version` was the newest
+    std::shared_ptr<FileState> file;
+  };
+  struct Dentry {
+    InodeId child;
+    Stamp stamp;
+  };
+  struct StringHash {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view text) const noexcept {
+      return std::hash<std::string_view>()(text);
+    }
+  };
+  struct Directory {
+    std::unordered_map<std::string, Dentry, StringHash, std::equal_to<>> entries;
+    bool complete = false;  // a name that is not in `entries` is absent
+    Stamp complete_stamp;
+    std::uint64_t changes = 0;
+    std::shared_ptr<const Listing> listing;
+  };
+  struct Inode {
+    InodeId id;
+    bool known = false;   // `attr` has been set
+    bool leased = false;  // and not called back since
+    Attr attr;
+    Stamp stamp;
+    Stamp called_back;
+    NodeHandle current = kNoNode;
+    std::vector<NodeHandle> nodes;
+    std::vector<std::pair<InodeId, std::string>> names;  // that the kernel may have
+    bool more_names = false;
+    std::unique_ptr<Directory> directory;
+    std::shared_ptr<const Xattrs> xattrs;
+    Stamp xattrs_stamp;
+    std::list<InodeId>::iterator place;
+  };
+
+  Inode& inode(InodeId id) FM_REQUIRES(mutex_);
+  Inode* peek_inode(InodeId id) FM_REQUIRES(mutex_);
+  Directory& directory(InodeId id) FM_REQUIRES(mutex_);
+  bool attr_valid(const Inode& inode) const;
+  void apply_locked(Inode& to, const Attr& attr, Stamp stamp, bool leased) FM_REQUIRES(mutex_);
+  Node& newest_node(Inode& of) FM_REQUIRES(mutex_);
+  Node& make_node(Inode& of) FM_REQUIRES(mutex_);
+  View view(const Node& node, const Inode& of) const FM_REQUIRES(mutex_);
+  static bool idle(const Node& node);
+  /// In use, met by a newer version, and it is not known yet whether it holds local work.
+  static bool unsettled(const Node& node, const Inode& of);
+  Node* settled_node(Inode& of) FM_REQUIRES(mutex_);
+  void erase_entry(Directory& from, std::string_view name) FM_REQUIRES(mutex_);
+  void note_name(Inode& of, InodeId parent, std::string_view name) FM_REQUIRES(mutex_);
+  void add_names(const Inode& of, Invalidation& to) FM_REQUIRES(mutex_);
+  std::shared_ptr<FileState> remove_if_unused(NodeHandle node) FM_REQUIRES(mutex_);
+  void trim() FM_REQUIRES(mutex_);
+
+  const ClientSession& session_;
+  const Limits limits_;
+  Mutex mutex_;
+  std::unordered_map<InodeId, std::unique_ptr<Inode>> inodes_ FM_GUARDED_BY(mutex_);
+  std::list<InodeId> lru_ FM_GUARDED_BY(mutex_);  // least recently used first
+  std::unordered_map<std::uint64_t, Node> nodes_ FM_GUARDED_BY(mutex_);
+  std::uint64_t next_node_ FM_GUARDED_BY(mutex_) = 2;
+  std::size_t entry_count_ FM_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace fermata::mountd

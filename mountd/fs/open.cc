@@ -1,0 +1,493 @@
+// Open, create and release: content is brought here, attached to the node, and let go.
+//
+// Everything that attaches or truncates content passes the file's gate; only an open of what is
+// attached and valid already does without (open_attached), which is the case that must be fast.
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+
+#include "common/base/assert.h"
+#include "mountd/fs/attributes.h"
+#include "mountd/fs/fetch.h"
+#include "mountd/fs/file_system.h"
+
+namespace fermata::mountd {
+namespace asio = boost::asio;
+namespace {
+std::error_code stale() { return from_errno(ESTALE); }
+}  // namespace
+
+FileSystem::OpenWish FileSystem::wish_of(int flags, bool kill) {
+  OpenWish wish;
+  wish.truncate = (flags & O_TRUNC) != 0;
+  wish.writable = (flags & O_ACCMODE) != O_RDONLY || wish.truncate;
+  wish.kill_suidgid = kill;
+  return wish;
+}
+
+void FileSystem::open(Ctx ctx, NodeHandle node, const OpenRequest& request, OpenReply reply) {
+  const OpenWish wish = wish_of(request.flags, request.kill_suidgid);
+  if (wish.writable && options_.read_only) return reply.error(EROFS);
+  {
+    const auto view = table_.hold(node);
+    if (!view) return reply.error(ESTALE);
+    if (!view->file) return reply.error(EINVAL);
+    Hold hold(this, view->file);
+    if (const auto result = open_attached(*view, wish)) {
+      hold.keep();
+      return reply.opened(*result);
+    }
+  }
+  auto task = do_open(at(reply), cred(ctx), node, wish);
+  run_request(ctx, std::move(reply), std::move(task),
+              [](OpenReply& to, const OpenResult& result) { to.opened(result); });
+}
+
+std::optional<OpenResult> FileSystem::open_attached(const View& view, const OpenWish& wish) {
+  FileState& file = *view.file;
+  if (!view.current || wish.truncate || wish.kill_suidgid) return std::nullopt;
+  const bool sticky = file.sticky.load();
+  const bool valid = view.attr_valid && view.version == view.attr.version;
+  if (!sticky && !valid) return std::nullopt;
+  {
+    MutexLock lock(file.mutex);
+    if (!file.copy || !file.copy->complete() || file.copy->conflict()) return std::nullopt;
+    if (!sticky && file.copy->base() != view.version) return std::nullopt;
+    // The first writer marks the copy, which is I/O.
+    if (wish.writable && (file.writers.load() == 0 || !file.copy->maybe_dirty())) {
+      return std::nullopt;
+    }
+  }
+  auto result = register_open(view.file, wish);
+  if (!result) return std::nullopt;
+  return *result;
+}
+
+Task<OpenResult> FileSystem::do_open(LoopContext& at, Credentials who, NodeHandle node,
+                                     OpenWish wish) {
+  const auto view = table_.hold(node);
+  if (!view || !view->file) co_return stale();
+  Hold hold(this, view->file);
+  FM_CO_TRY(const auto result, co_await open_held(at, who, node, view->file, wish));
+  hold.keep();
+  co_return result;
+}
+
+Task<OpenResult> FileSystem::open_held(LoopContext& at, Credentials who, NodeHandle node,
+                                       FilePtr file, OpenWish wish) {
+  FM_CO_TRY(const auto pass, co_await file->gate.enter());
+  FM_CO_CHECK(co_await attach_content(at, who, node, file, !wish.truncate, !wish.writable));
+  if (wish.writable) FM_CO_CHECK(co_await prepare_writer(at, file, wish));
+  co_return register_open(file, wish);
+}
+
+// ------------------------------------------------------------------------------ bringing content
+
+CachePin FileSystem::attached(FileState& file, Version version) {
+  MutexLock lock(file.mutex);
+  if (!file.copy || file.copy->base() != version || file.copy->conflict()) return {};
+  if (file.copy->complete()) return file.copy;
+  if (!file.fill) return {};
+  MutexLock fill_lock(file.fill->mutex);
+  return file.fill->done && file.fill->result ? CachePin() : file.copy;
+}
+
+Task<void> FileSystem::attach_content(LoopContext& at, Credentials who, NodeHandle node,
+                                      FilePtr file, bool need_content, bool may_stream) {
+  constexpr int kAttempts = 4;
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    const auto view = table_.find(node);
+    if (!view || !view->current) co_return stale();
+    if (file->sticky.load()) co_return fermata::Status{};  // the mount's own work goes on
+    Attr attr = view->attr;
+    CachePin copy;
+    if (view->attr_known) copy = attached(*file, attr.version);
+    if (view->attr_known && !copy) copy = store_->find(file->inode, attr.version);
+    FileContent content;
+    if (!view->attr_valid && !need_content) {
+      FM_CO_TRY(const auto answer, co_await at.client->getattr(who, file->inode));
+      attr = answer.attr;
+      co_await settle_lineage(at, attr);
+      table_.apply(attr, answer.stamp, answer.leased);
+    } else if (!view->attr_valid || (need_content && !copy && attr.size_bytes != 0)) {
+      const Version have = copy ? copy->base() : Version{};
+      FM_CO_TRY(auto answer, co_await at.client->open(who, file->inode, have));
+      attr = answer.attr;
+      content = std::move(answer.content);
+      co_await settle_lineage(at, attr);
+      table_.apply(attr, answer.stamp, answer.leased);
+    }
+    if (file->sticky.load()) co_return fermata::Status{};
+    const auto now = table_.find(node);
+    if (!now || !now->current) co_return stale();
+    if (now->version != attr.version) {
+      if (!table_.take_newest(node, 1)) co_return stale();
+      if (now->attr.version != attr.version) continue;  // something newer still is known
+    }
+    copy = attached(*file, attr.version);
+    if (!copy) {
+      copy = store_->find(file->inode, attr.version);
+      if (copy) attach_copy(file, copy);
+    }
+    if (copy) {
+      if (!copy->complete() && (!may_stream || attr.size_bytes <= options_.stream_min_bytes)) {
+        if (need_content) FM_CO_CHECK(co_await wait_filled(at, file, copy));
+      }
+      co_return fermata::Status{};
+    }
+    const bool have_content = content.kind != fermata::OpenReply::Content::kNone;
+    if (need_content && attr.size_bytes != 0 && !have_content) continue;  // evicted meanwhile
+    co_return co_await fill_copy(at, file, attr, std::move(content), need_content, may_stream);
+  }
+  co_return stale();
+}
+
+Task<CacheStore::Fill> FileSystem::begin_fill(LoopContext& at, Attr attr) {
+  const mode_t mode = S_IFREG | (attr.mode & 07777);
+  CacheStore* store = store_;
+  for (int attempt = 0;; ++attempt) {
+    const auto job = [store, attr, mode] {
+      return store->begin_fill(attr.inode, attr.version, attr.size_bytes, mode, {});
+    };
+    auto fill = co_await blocking<CacheStore::Fill>(*at.env, job);
+    if (fill || attempt > 0 || fill.error() != std::errc::no_space_on_device) co_return fill;
+    drop_idle();  // what idle files pin may be evicted as well
+  }
+}
+
+Task<void> FileSystem::fill_copy(LoopContext& at, FilePtr file, Attr attr, FileContent content,
+                                 bool need_content, bool may_stream) {
+  FM_CO_TRY(auto fill, co_await begin_fill(at, attr));
+  const CachePin copy = fill.copy;
+  auto job = std::make_shared<FillJob>();
+  attach_copy(file, copy);
+  {
+    MutexLock lock(file->mutex);
+    file->fill = fill.created ? job : nullptr;
+  }
+  if (!fill.created) {
+    if (!copy->complete() && need_content) co_return co_await wait_filled(at, file, copy);
+    co_return fermata::Status{};
+  }
+  if (!need_content && attr.size_bytes != 0) co_return fermata::Status{};  // to be truncated
+  auto shared = std::make_shared<FileContent>(std::move(content));
+  if (attr.size_bytes == 0) {
+    shared->kind = fermata::OpenReply::Content::kInline;
+    shared->inline_bytes = {};
+  }
+  if (shared->kind == fermata::OpenReply::Content::kInline) {
+    co_return co_await fetch_content(*at.env, *at.client, copy, shared, attr.size_bytes, job);
+  }
+  background(at, "fill", fill_behind(at, copy, shared, attr.size_bytes, job));
+  if (may_stream && attr.size_bytes > options_.stream_min_bytes) co_return fermata::Status{};
+  co_return co_await wait_filled(at, file, copy);
+}
+
+asio::awaitable<void> FileSystem::fill_behind(LoopContext& at, CachePin copy,
+                                              std::shared_ptr<const FileContent> content,
+                                              std::uint64_t size_bytes,
+                                              std::shared_ptr<FillJob> job) {
+  const auto status = co_await fetch_content(*at.env, *at.client, copy, content, size_bytes, job);
+  if (!status && !copy->complete()) {
+    spdlog::warn("content of inode {} version {} could not be fetched: {}", copy->inode().value(),
+                 copy->base().value(), status.error().message());
+  }
+}
+
+Task<void> FileSystem::wait_filled(LoopContext& at, FilePtr file, CachePin copy) {
+  std::shared_ptr<FillJob> job;
+  {
+    MutexLock lock(file->mutex);
+    job = file->fill;
+  }
+  auto signal = std::make_shared<Signal>(co_await asio::this_coro::executor);
+  if (job) {
+    {
+      MutexLock lock(job->mutex);
+      if (job->done) {
+        if (job->result) co_return job->result;
+        co_return fermata::Status{};
+      }
+      job->waiters.push_back(signal);
+    }
+    const auto error = co_await signal->wait();
+    if (error) co_return error;
+    co_return fermata::Status{};
+  }
+  // Another node of the inode fills it: it is complete soon after all is present.
+  copy->when_present(0, copy->size_bytes(),
+                     [signal](std::error_code error) { signal->set(error); });
+  const auto error = co_await signal->wait();
+  if (error) co_return error;
+  constexpr int kPolls = 5000;
+  for (int i = 0; i < kPolls && !copy->complete(); ++i) {
+    if (const auto slept = co_await at.env->sleep_for(std::chrono::milliseconds(2)))
+      co_return slept;
+  }
+  if (!copy->complete()) co_return std::errc::io_error;
+  co_return fermata::Status{};
+}
+
+void FileSystem::attach_copy(const FilePtr& file, CachePin copy) {
+  std::int64_t mtime_base = 0;
+  // What was left dirty by an earlier mountd has the backing file's own mtime.
+  if (!copy->maybe_dirty()) {
+    if (const auto backing = copy->stat()) mtime_base = backing->mtime_ns;
+  }
+  std::int32_t old_backing = 0;
+  {
+    MutexLock lock(file->mutex);
+    if (file->copy == copy) return;
+    std::swap(old_backing, file->backing_id);
+    std::swap(file->copy, copy);
+    file->fill.reset();
+    file->mtime_base_ns = mtime_base;
+  }
+  FuseSession* fuse = fuse_.load();
+  if (old_backing > 0 && fuse != nullptr) (void)fuse->close_backing(old_backing);
+}
+
+// ----------------------------------------------------------------------------------- opening
+
+Task<void> FileSystem::prepare_writer(LoopContext& at, FilePtr file, OpenWish wish) {
+  CachePin copy;
+  auto writes = CachedCopy::Writes::kTracked;
+  {
+    MutexLock lock(file->mutex);
+    copy = file->copy;
+    const bool may_pass =
+        file->opens == 0 ? passthrough_.load() : file->mode == IoMode::kPassthrough;
+    if (may_pass) writes = CachedCopy::Writes::kUntracked;
+  }
+  if (!copy) co_return stale();
+  if (wish.kill_suidgid) note_kill(file);
+  if (!copy->complete() && !wish.truncate) FM_CO_CHECK(co_await wait_filled(at, file, copy));
+  const bool truncate =
+      wish.truncate && !(wish.create && copy->complete() && copy->size_bytes() == 0);
+  const auto job = [copy, writes, truncate]() -> fermata::Status {
+    if (!copy->complete()) {
+      FM_CHECK(copy->truncate(0));
+      return copy->mark_maybe_dirty(writes);
+    }
+    FM_CHECK(copy->mark_maybe_dirty(writes));
+    return truncate ? copy->truncate(0) : fermata::Status{};
+  };
+  co_return co_await blocking<void>(*at.env, job);
+}
+
+std::int32_t FileSystem::backing_of(FileState& file, Fd& reader) {
+  if (file.backing_id > 0) return file.backing_id;
+  FuseSession* fuse = fuse_.load();
+  if (fuse == nullptr) return 0;
+  const auto id = fuse->open_backing(reader.get());
+  if (!id) {
+    if (passthrough_.exchange(false)) {
+      spdlog::warn("passthrough is off: the cache directory cannot back it ({})",
+                   id.error().message());
+    }
+    return 0;
+  }
+  file.backing_id = *id;
+  return *id;
+}
+
+Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish& wish) {
+  auto opened = std::make_shared<Handle>();
+  opened->file = file;
+  opened->writable = wish.writable;
+  OpenResult result;
+  {
+    MutexLock lock(file->mutex);
+    if (!file->copy) return stale();
+    opened->copy = file->copy;
+    FM_TRY(opened->reader, file->copy->reader());
+    if (file->opens == 0) {
+      const bool pass =
+          passthrough_.load() && file->copy->complete() && backing_of(*file, *opened->reader) > 0;
+      file->mode = pass ? IoMode::kPassthrough : IoMode::kOrdinary;
+    }
+    opened->mode = file->mode;
+    if (file->mode == IoMode::kPassthrough) {
+      result.backing_id = file->backing_id;
+      file->page_cache_version = {};
+    } else {
+      const Version version = file->copy->base();
+      if (version && file->page_cache_version == version) result.flags |= kOpenKeepCache;
+      file->page_cache_version = version;
+    }
+    ++file->opens;
+    if (wish.writable) {
+      file->writers.fetch_add(1);
+    } else {
+      result.flags |= kOpenNoFlush;
+    }
+  }
+  result.fh = next_handle_.fetch_add(1);
+  MutexLock lock(handles_mutex_);
+  handles_.emplace(result.fh, std::move(opened));
+  return result;
+}
+
+void FileSystem::create(Ctx ctx, NodeHandle parent, std::string_view name,
+                        const CreateRequest& request, CreateReply reply) {
+  CreateOp op;
+  op.name = name;
+  op.mode = request.mode & 07777;
+  op.exclusive = (request.flags & O_EXCL) != 0;
+  OpenWish wish = wish_of(request.flags, request.kill_suidgid);
+  wish.create = true;
+  auto task = do_create_open(at(reply), cred(ctx), parent, std::move(op), wish);
+  run_request(ctx, std::move(reply), std::move(task), [](CreateReply& to, const Created& created) {
+    to.created(created.entry, created.result);
+  });
+}
+
+Task<FileSystem::Created> FileSystem::do_create_open(LoopContext& at, Credentials who,
+                                                     NodeHandle parent, CreateOp op,
+                                                     OpenWish wish) {
+  FM_CO_TRY(Entry entry, co_await do_create(at, who, parent, std::move(op)));
+  auto result = co_await do_open(at, who, entry.node, wish);
+  if (!result) {
+    forget(entry.node, 1);
+    co_return result.error();
+  }
+  const auto timeout = entry.entry_timeout;
+  if (const auto view = table_.find(entry.node)) {
+    entry = entry_of(*view);
+    entry.entry_timeout = timeout;
+  }
+  co_return Created{entry, *result};
+}
+
+void FileSystem::open_abandoned(NodeHandle node, std::uint64_t fh, bool created) {
+  {
+    MutexLock lock(handles_mutex_);
+    if (dirs_.erase(fh) != 0) return;
+  }
+  LoopContext& loop = loops_.front();
+  asio::post(loop.env->executor(), [this, &loop, fh] { close_handle(loop, fh); });
+  if (created) forget(node, 1);
+}
+
+// ----------------------------------------------------------------------------------- closing
+
+std::shared_ptr<FileSystem::Handle> FileSystem::handle(std::uint64_t fh) {
+  MutexLock lock(handles_mutex_);
+  const auto found = handles_.find(fh);
+  return found == handles_.end() ? nullptr : found->second;
+}
+
+std::shared_ptr<FileSystem::Handle> FileSystem::remove_handle(std::uint64_t fh) {
+  MutexLock lock(handles_mutex_);
+  const auto found = handles_.find(fh);
+  if (found == handles_.end()) return nullptr;
+  auto removed = std::move(found->second);
+  handles_.erase(found);
+  return removed;
+}
+
+void FileSystem::release(Ctx, NodeHandle, const ReleaseRequest& request, StatusReply reply) {
+  close_handle(at(reply), request.fh);
+  reply.ok();
+}
+
+// Runs on the loop `at`. The handle's hold goes on to close_writer() or is given back here.
+void FileSystem::close_handle(LoopContext& at, std::uint64_t fh) {
+  const auto closed = remove_handle(fh);
+  if (!closed) return;
+  const FilePtr file = closed->file;
+  bool last = false;
+  {
+    MutexLock lock(file->mutex);
+    last = --file->opens == 0;
+  }
+  const bool last_writer = closed->writable && file->writers.fetch_sub(1) == 1;
+  if (last_writer) {
+    // Still counted as a writer's file until it is known to be clean.
+    background(at, "close writer", close_writer(at, file));
+    return;
+  }
+  if (last && !file->mapped.load()) {
+    const auto view = table_.find(file->node);
+    if (view && view->attr_known && view->attr.nlink == 0) release_orphan(file->inode);
+  }
+  unhold(file);
+}
+
+// After the last writable open: commits what came after the last flush, and sees whether a mapping
+// lives on that can write more (FUSE.md rule 5). Owns one hold.
+asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
+  struct Probe {
+    bool modified = false;
+    bool writable_users = false;
+  };
+  Hold hold(this, file);
+  constexpr int kRounds = 3;
+  for (int round = 0; round < kRounds; ++round) {
+    auto pass = co_await file->gate.enter();
+    if (!pass || file->writers.load() != 0) co_return;
+    CachePin copy;
+    bool passthrough = false;
+    bool open = false;
+    {
+      MutexLock lock(file->mutex);
+      copy = file->copy;
+      passthrough = file->mode == IoMode::kPassthrough;
+      open = file->opens != 0;
+    }
+    if (!copy) co_return;
+    const auto job = [copy, passthrough]() -> Result<Probe> {
+      Probe out;
+      FM_TRY(out.modified, copy->is_modified());
+      if (passthrough) {
+        FM_TRY(out.writable_users, copy->has_writable_users());
+      }
+      return out;
+    };
+    const auto probe = co_await blocking<Probe>(*at.env, job);
+    const bool users = probe && probe->writable_users;
+    if (users && !file->mapped.exchange(true)) {
+      const auto watch = mapped_.add(copy->data_path(), [this, file] { on_mapping_closed(file); });
+      if (watch) {
+        file->holds.fetch_add(1);
+        MutexLock lock(file->mutex);
+        file->watch = *watch;
+      } else {
+        file->mapped = false;
+      }
+    } else if (!users && file->mapped.exchange(false)) {
+      {
+        MutexLock lock(file->mutex);
+        mapped_.remove(std::exchange(file->watch, -1));
+      }
+      unhold(file);
+    }
+    const auto view = table_.find(file->node);
+    const bool unlinked = view && view->attr_known && view->attr.nlink == 0;
+    if (unlinked) {
+      if (!open && !users) {
+        release_orphan(file->inode);
+        detach_copy(file);
+        file->sticky = false;
+        copy->discard();
+      }
+      co_return;
+    }
+    if (!probe) co_return;
+    if (!probe->modified) {
+      if (!users && !file->sticky.load()) copy->note_closed();
+      co_return;
+    }
+    pass->release();
+    if (!co_await commit(at, {}, file, 0)) co_return;
+  }
+}
+
+void FileSystem::on_mapping_closed(const FilePtr& file) {
+  if (!file->mapped.load()) return;
+  file->holds.fetch_add(1);  // the mapping has one, so it was not idle
+  LoopContext& loop = loops_.front();
+  background_on(loop.index, "mapping closed",
+                [this, &loop, file] { return close_writer(loop, file); });
+}
+
+}  // namespace fermata::mountd

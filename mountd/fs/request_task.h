@@ -1,0 +1,100 @@
+// A FUSE request that becomes a coroutine: its reply, its cancellation, its end.
+//
+// The coroutine gives a Result; whatever it is, the caller is answered once. An INTERRUPT cancels
+// the coroutine when the caller is being killed, at once or as soon as that is seen; a signal that
+// the program handles lets the operation finish (caller.h says why).
+//
+// Thread-safety: everything happens on the loop that read the request.
+#pragma once
+
+#include <boost/asio/bind_cancellation_slot.hpp>
+#include <boost/asio/cancellation_signal.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <chrono>
+#include <exception>
+#include <memory>
+
+#include "common/base/result.h"
+#include "mountd/fs/caller.h"
+#include "mountd/fuse/operations.h"
+#include "mountd/fuse/reply.h"
+
+namespace fermata::mountd {
+
+/// What a getattr answers.
+struct AttrReplyValue {
+  struct stat attr {};
+  Timeout timeout{0};
+};
+
+inline std::error_code as_interrupt(std::error_code error) {
+  return error == std::errc::operation_canceled ? from_errno(EINTR) : error;
+}
+
+/// Cancelled operations return errors instead of throwing from here on.
+template <class T>
+Task<T> without_throwing(Task<T> task) {
+  co_await boost::asio::this_coro::throw_if_cancelled(false);
+  co_return co_await std::move(task);
+}
+
+template <class R>
+struct RequestTask : std::enable_shared_from_this<RequestTask<R>> {
+  RequestTask(R r, pid_t thread) : reply(std::move(r)), caller(thread), timer(reply.executor()) {}
+  R reply;
+  pid_t caller;
+  boost::asio::cancellation_signal cancel;
+  boost::asio::steady_timer timer;
+  bool over = false;
+
+  void watch_interrupts() {
+    reply.on_interrupt([weak = this->weak_from_this()] {
+      if (auto self = weak.lock()) self->interrupted();
+    });
+  }
+  void interrupted() {
+    constexpr auto kLookAgain = std::chrono::milliseconds(100);
+    if (over) return;
+    if (is_being_killed(caller)) {
+      cancel.emit(boost::asio::cancellation_type::terminal);
+      return;
+    }
+    timer.expires_after(kLookAgain);
+    timer.async_wait([weak = this->weak_from_this()](boost::system::error_code error) {
+      auto self = weak.lock();
+      if (self && !error) self->interrupted();
+    });
+  }
+  void finish() {
+    over = true;
+    timer.cancel();
+  }
+};
+
+/// Runs `task` on the request's loop; then `answer(reply, value)`, or its error.
+template <class T, class R, class Answer>
+void run_request(const RequestContext& ctx, R reply, Task<T> task, Answer answer) {
+  auto call = std::make_shared<RequestTask<R>>(std::move(reply), ctx.pid);
+  call->watch_interrupts();
+  const auto executor = call->reply.executor();
+  boost::asio::co_spawn(
+      executor, without_throwing(std::move(task)),
+      boost::asio::bind_cancellation_slot(
+          call->cancel.slot(), [call, answer](std::exception_ptr thrown, Result<T> result) {
+            call->finish();
+            if (!call->reply) return;
+            if (thrown) {
+              call->reply.error(EINTR);  // only a cancellation throws here
+            } else if (!result) {
+              call->reply.error(as_interrupt(result.error()));
+            } else if constexpr (std::is_void_v<T>) {
+              answer(call->reply);
+            } else {
+              answer(call->reply, *result);
+            }
+          }));
+}
+
+}  // namespace fermata::mountd

@@ -1,0 +1,254 @@
+#include "mountd/fs/write_back.h"
+
+#include <algorithm>
+#include <boost/asio/co_spawn.hpp>
+
+#include "common/base/checksum.h"
+#include "common/io/task_group.h"
+#include "common/wire/chunk_records.h"
+#include "mountd/fs/attributes.h"
+#include "mountd/fs/signal.h"
+
+namespace fermata::mountd {
+namespace asio = boost::asio;
+namespace {
+
+constexpr std::size_t kUploadsParallel = 4;  // each holds one chunk in memory
+constexpr int kAttemptsMax = 4;              // of a commit whose chunks were collected meanwhile
+
+// One commit's upload, shared by its workers; all on one loop.
+struct Upload {
+  CachePin copy;
+  std::vector<CommitPlan::Block> blocks;
+  std::vector<ChunkRef> refs;          // one per block when done
+  std::vector<std::uint64_t> digests;  // of what was really read, by block index
+  std::size_t next = 0;
+  std::size_t running = 0;
+  std::error_code error;
+  std::shared_ptr<Signal> finished;
+};
+
+struct HashedBlock {
+  Buffer bytes;
+  ChunkId id;
+  std::uint64_t digest = 0;
+};
+
+Result<HashedBlock> read_and_hash(CachedCopy& copy, std::uint32_t index) {
+  HashedBlock out;
+  Buffer bytes = Buffer::allocate(kBlockSizeBytes);
+  FM_TRY(const std::size_t size,
+         copy.read_at(std::uint64_t{index} * kBlockSizeBytes, bytes.mutable_view()));
+  out.bytes = bytes.slice(0, size);
+  out.digest = block_digest(out.bytes.view());
+  if (size != 0 && out.digest != kHoleDigest) out.id = chunk_id_of(out.bytes.view());
+  return out;
+}
+
+Task<ChunkRef> upload_block(Env& env, ClusterClient& client, std::shared_ptr<Upload> upload,
+                            CommitPlan::Block block) {
+  ChunkRef ref{block.index, {}};
+  if (block.source == CommitPlan::Block::Source::kHole) co_return ref;
+  if (block.source == CommitPlan::Block::Source::kKnown) {
+    std::vector<ChunkId> ids{block.known};
+    FM_CO_TRY(const auto there, co_await client.query_chunks(std::move(ids)));
+    ref.id = block.known;
+    if (!there.empty() && there.front()) co_return ref;
+  }
+  const CachePin copy = upload->copy;
+  const std::uint32_t index = block.index;
+  const auto job = [copy, index] { return read_and_hash(*copy, index); };
+  FM_CO_TRY(auto hashed, co_await blocking<HashedBlock>(env, job));
+  upload->digests[index] = hashed.digest;
+  ref.id = hashed.id;
+  if (!ref.id) co_return ref;
+  std::vector<ChunkId> ids{ref.id};
+  FM_CO_TRY(const auto there, co_await client.query_chunks(std::move(ids)));
+  if (there.empty() || !there.front()) {
+    FM_CO_CHECK(co_await client.put_chunk(ref.id, std::move(hashed.bytes)));
+  }
+  co_return ref;
+}
+
+asio::awaitable<void> upload_worker(Env& env, ClusterClient& client,
+                                    std::shared_ptr<Upload> upload) {
+  while (!upload->error && upload->next < upload->blocks.size()) {
+    const std::size_t at = upload->next++;
+    auto ref = co_await upload_block(env, client, upload, upload->blocks[at]);
+    if (ref) {
+      upload->refs[at] = *ref;
+    } else if (!upload->error) {
+      upload->error = ref.error();
+    }
+  }
+  if (--upload->running == 0) upload->finished->set(upload->error);
+}
+
+Task<std::vector<ChunkRef>> upload_blocks(Env& env, ClusterClient& client, CachePin copy,
+                                          const CommitPlan& plan,
+                                          std::vector<std::uint64_t>& digests) {
+  auto upload = std::make_shared<Upload>();
+  upload->copy = std::move(copy);
+  upload->blocks = plan.blocks;
+  upload->refs.resize(plan.blocks.size());
+  upload->digests = digests;
+  upload->running = std::min(kUploadsParallel, plan.blocks.size());
+  if (upload->running == 0) co_return std::vector<ChunkRef>{};
+  const auto executor = co_await asio::this_coro::executor;
+  upload->finished = std::make_shared<Signal>(executor);
+  TaskGroup workers(executor);
+  for (std::size_t i = upload->running; i > 0; --i) {
+    workers.spawn("upload", upload_worker(env, client, upload));
+  }
+  const auto error = co_await upload->finished->wait();
+  if (error) {
+    workers.cancel_all();
+    co_await workers.join();
+    co_return error;
+  }
+  co_await workers.join();
+  digests = std::move(upload->digests);
+  co_return std::move(upload->refs);
+}
+
+// The inline form: reads all, and makes the scan say what was really read. Content that outgrew the
+// inline limit since the scan is kRetry.
+Result<Buffer> read_inline(CachedCopy& copy, ChangeScan& scan) {
+  auto bytes = copy.read_all(kInlineBytesMax);
+  if (!bytes)
+    return bytes.error() == make_error_code(Errc::kTooLarge) ? Result<Buffer>(Errc::kRetry) : bytes;
+  scan.size_bytes = bytes->size();
+  scan.digests.clear();
+  if (!bytes->empty()) scan.digests.push_back(block_digest(bytes->view()));
+  return bytes;
+}
+
+std::vector<ChunkId> chunks_after(const std::vector<ChunkId>& base, const CommitPlan& plan,
+                                  const std::vector<ChunkRef>& refs, std::uint64_t size_bytes) {
+  std::vector<ChunkId> out;
+  if (!plan.whole) out = base;
+  out.resize(block_count_of(size_bytes));
+  for (const auto& ref : refs) {
+    if (ref.index < out.size()) out[ref.index] = ref.id;
+  }
+  return out;
+}
+
+struct Attempt {
+  MutationReply reply;
+  std::vector<ChunkId> chunks;
+};
+
+Task<Attempt> send(Env& env, ClusterClient& client, const CommitInput& input, ChangeScan& scan,
+                   bool replace) {
+  const CachePin copy = input.copy;
+  const auto base_chunks = copy->chunks();
+  const CommitPlan plan = plan_commit(scan, base_chunks, replace);
+  CommitOp op;
+  op.inode = copy->inode();
+  op.base = copy->base();
+  op.whole = plan.whole;
+  op.replace_newer = replace;
+  op.mtime = from_ns(input.mtime_ns);
+  op.clear_suid_sgid = input.clear_suid_sgid;
+  op.path_hint = input.path_hint;
+  Attempt out;
+  Buffer payload;
+  if (plan.kind == CommitPlan::Kind::kInline) {
+    op.kind = CommitOp::Kind::kInline;
+    auto shared_scan = std::make_shared<ChangeScan>(scan);
+    const auto job = [copy, shared_scan] { return read_inline(*copy, *shared_scan); };
+    FM_CO_TRY(payload, co_await blocking<Buffer>(env, job));
+    scan = std::move(*shared_scan);
+  } else {
+    op.kind = CommitOp::Kind::kChunks;
+    FM_CO_TRY(auto refs, co_await upload_blocks(env, client, copy, plan, scan.digests));
+    out.chunks = chunks_after(base_chunks, plan, refs, scan.size_bytes);
+    if (plan.whole) std::erase_if(refs, [](const ChunkRef& ref) { return !ref.id; });
+    std::string records;
+    append_chunk_records(records, refs);
+    payload = Buffer::copy_of(as_bytes(records));
+  }
+  op.size_bytes = scan.size_bytes;
+  FM_CO_TRY(out.reply, co_await client.mutate(input.cred, std::move(op), std::move(payload)));
+  co_return out;
+}
+
+}  // namespace
+
+CommitPlan plan_commit(const ChangeScan& scan, const std::vector<ChunkId>& base_chunks,
+                       bool force_whole) {
+  CommitPlan plan;
+  if (!scan.modified() && !force_whole) return plan;
+  if (scan.size_bytes <= kInlineBytesMax) {
+    plan.kind = CommitPlan::Kind::kInline;
+    plan.whole = true;
+    return plan;
+  }
+  plan.kind = CommitPlan::Kind::kChunks;
+  plan.whole = force_whole || base_chunks.empty();
+  const std::uint64_t count = block_count_of(scan.size_bytes);
+  std::vector<bool> changed(count, false);
+  for (const auto index : scan.changed) {
+    if (index < count) changed[index] = true;
+  }
+  using Block = CommitPlan::Block;
+  for (std::uint64_t i = 0; i < count; ++i) {
+    Block block{static_cast<std::uint32_t>(i), Block::Source::kRead, {}};
+    const bool hole = i < scan.digests.size() && scan.digests[i] == kHoleDigest;
+    if (!plan.whole) {
+      if (!changed[i]) continue;
+      if (hole) block.source = Block::Source::kHole;
+    } else if (hole) {
+      continue;
+    } else if (!changed[i] && i < base_chunks.size() && base_chunks[i]) {
+      block.source = Block::Source::kKnown;
+      block.known = base_chunks[i];
+    }
+    plan.blocks.push_back(block);
+  }
+  return plan;
+}
+
+Task<CommitOutcome> commit_copy(Env& env, ClusterClient& client, CommitInput input) {
+  const CachePin copy = input.copy;
+  CommitOutcome out;
+  bool replace = false;
+  for (int attempt = 1;; ++attempt) {
+    const auto look = [copy] { return copy->changed_blocks(); };
+    FM_CO_TRY(auto scan, co_await blocking<ChangeScan>(env, look));
+    const auto after = input.after;
+    if (!scan.modified() && !replace) {
+      const Version base = copy->base();
+      const auto keep = [copy, base, scan, after] {
+        return copy->note_clean(base, scan, copy->chunks(), after);
+      };
+      FM_CO_CHECK(co_await blocking<void>(env, keep));
+      co_return out;
+    }
+    auto sent = co_await send(env, client, input, scan, replace);
+    if (!sent) {
+      const auto error = sent.error();
+      const bool again = attempt < kAttemptsMax && (error == make_error_code(Errc::kMissingChunk) ||
+                                                    error == make_error_code(Errc::kRetry));
+      if (again) continue;
+      if (error == make_error_code(Errc::kStaleBase) && input.may_replace && !replace) {
+        replace = true;
+        continue;
+      }
+      co_return error;
+    }
+    out.changed = true;
+    out.replaced = replace;
+    out.reply = std::move(sent->reply);
+    const Version version = out.reply.version;
+    auto chunks = std::move(sent->chunks);
+    const auto job = [copy, version, scan, chunks, after] {
+      return copy->note_clean(version, scan, chunks, after);
+    };
+    FM_CO_CHECK(co_await blocking<void>(env, job));
+    co_return out;
+  }
+}
+
+}  // namespace fermata::mountd

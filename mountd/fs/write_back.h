@@ -1,0 +1,54 @@
+// A changed copy goes to the cluster: what to send, and sending it.
+//
+// Small content travels inside the commit. Larger content goes as chunks named by their SHA-256:
+// only blocks that changed are hashed, only chunks the cluster lacks are sent, and the commit names
+// them (DESIGN section 2; the idea is Venti's and LBFS's). Session semantics decide what happens
+// when somebody else committed in between: the last close wins, whole.
+//
+// Thread-safety: coroutines of the loop whose client they use. One commit of a copy at a time.
+#pragma once
+
+#include <vector>
+
+#include "common/env/env.h"
+#include "mountd/cache/cache_store.h"
+#include "mountd/client/cluster_client.h"
+
+namespace fermata::mountd {
+
+/// What a commit sends, decided from a scan alone.
+struct CommitPlan {
+  enum class Kind { kNothing, kInline, kChunks } kind = Kind::kNothing;
+  bool whole = false;  ///< does not build on the base version
+  struct Block {
+    std::uint32_t index = 0;
+    enum class Source { kHole, kRead, kKnown } source = Source::kRead;
+    ChunkId known;  ///< kKnown: unchanged since the base, under this name
+  };
+  std::vector<Block> blocks;  ///< kChunks: ascending; of a whole commit holes are left out
+};
+/// `base_chunks` are those of the copy's base (empty: inline or unknown). `force_whole` is for a
+/// stale base.
+CommitPlan plan_commit(const ChangeScan& scan, const std::vector<ChunkId>& base_chunks,
+                       bool force_whole);
+
+struct CommitInput {
+  CachePin copy;
+  Credentials cred;
+  std::int64_t mtime_ns = 0;
+  bool clear_suid_sgid = false;
+  bool may_replace = true;  ///< false: a stale base is final (fenced)
+  CachedCopy::After after = CachedCopy::After::kStillWritable;
+  std::string path_hint;
+};
+struct CommitOutcome {
+  bool changed = false;   ///< false: the content is that of the base; nothing was sent
+  bool replaced = false;  ///< over a newer version: listed as a conflict by the cluster
+  MutationReply reply;    ///< if changed
+};
+
+/// Commits what changed; on success the copy is clean as of the scan. Errors: kStaleBase when not
+/// may_replace, the cluster's, the cache's. After an error the copy is as dirty as before.
+Task<CommitOutcome> commit_copy(Env& env, ClusterClient& client, CommitInput input);
+
+}  // namespace fermata::mountd

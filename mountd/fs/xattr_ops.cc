@@ -1,0 +1,119 @@
+// Extended attributes: all of an inode's are fetched and cached together.
+#include <sys/xattr.h>
+
+#include "mountd/fs/file_system.h"
+
+namespace fermata::mountd {
+namespace {
+
+// ACLs are not enforced by default_permissions, so they are refused rather than stored and ignored.
+bool supported(std::string_view name) {
+  return name.starts_with("user.") || name.starts_with("trusted.") || name.starts_with("security.");
+}
+
+constexpr auto kAnswerText = [](XattrReply& to, const std::string& value) {
+  to.value(as_bytes(value));
+};
+constexpr auto kAnswerOk = [](StatusReply& to) { to.ok(); };
+
+std::string names_of(const NodeTable::Xattrs& xattrs) {
+  std::string out;
+  for (const auto& [name, value] : xattrs) {
+    out += name;
+    out += '\0';
+  }
+  return out;
+}
+
+}  // namespace
+
+Task<std::shared_ptr<const NodeTable::Xattrs>> FileSystem::all_xattrs(LoopContext& at,
+                                                                      Credentials who,
+                                                                      NodeHandle node) {
+  const auto inode = table_.inode_of(node);
+  if (!inode) co_return from_errno(ESTALE);
+  if (auto cached = table_.xattrs(*inode)) co_return cached;
+  FM_CO_TRY(auto answer, co_await at.client->getxattrs(who, *inode));
+  auto all = std::make_shared<const NodeTable::Xattrs>(answer.xattrs);
+  table_.set_xattrs(*inode, std::move(answer.xattrs), answer.stamp, answer.leased);
+  co_return all;
+}
+
+void FileSystem::getxattr(Ctx ctx, NodeHandle node, std::string_view name, XattrReply reply) {
+  if (!supported(name)) return reply.error(EOPNOTSUPP);
+  const auto inode = table_.inode_of(node);
+  if (!inode) return reply.error(ESTALE);
+  if (const auto cached = table_.xattrs(*inode)) {
+    const auto found = cached->find(std::string(name));
+    if (found == cached->end()) return reply.error(ENODATA);
+    return reply.value(as_bytes(found->second));
+  }
+  auto task = do_getxattr(at(reply), cred(ctx), node, std::string(name));
+  run_request(ctx, std::move(reply), std::move(task), kAnswerText);
+}
+
+Task<std::string> FileSystem::do_getxattr(LoopContext& at, Credentials who, NodeHandle node,
+                                          std::string name) {
+  FM_CO_TRY(const auto all, co_await all_xattrs(at, who, node));
+  const auto found = all->find(name);
+  if (found == all->end()) co_return std::errc::no_message_available;
+  co_return found->second;
+}
+
+void FileSystem::listxattr(Ctx ctx, NodeHandle node, XattrReply reply) {
+  const auto inode = table_.inode_of(node);
+  if (!inode) return reply.error(ESTALE);
+  if (const auto cached = table_.xattrs(*inode)) return reply.value(as_bytes(names_of(*cached)));
+  auto task = do_listxattr(at(reply), cred(ctx), node);
+  run_request(ctx, std::move(reply), std::move(task), kAnswerText);
+}
+
+Task<std::string> FileSystem::do_listxattr(LoopContext& at, Credentials who, NodeHandle node) {
+  FM_CO_TRY(const auto all, co_await all_xattrs(at, who, node));
+  co_return names_of(*all);
+}
+
+void FileSystem::setxattr(Ctx ctx, NodeHandle node, std::string_view name, ByteView value,
+                          int flags, StatusReply reply) {
+  if (options_.read_only) return reply.error(EROFS);
+  if (!supported(name)) return reply.error(EOPNOTSUPP);
+  if (name.size() > kXattrNameMax) return reply.error(ERANGE);
+  if (value.size() > kXattrValueMax) return reply.error(E2BIG);
+  std::uint32_t wire_flags = 0;
+  if ((flags & XATTR_CREATE) != 0) wire_flags |= SetXattrOp::kCreate;
+  if ((flags & XATTR_REPLACE) != 0) wire_flags |= SetXattrOp::kReplace;
+  auto task = do_setxattr(at(reply), cred(ctx), node, std::string(name),
+                          std::string(as_text(value)), wire_flags);
+  run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
+}
+
+Task<void> FileSystem::do_setxattr(LoopContext& at, Credentials who, NodeHandle node,
+                                   std::string name, std::string value, std::uint32_t flags) {
+  const auto inode = table_.inode_of(node);
+  if (!inode) co_return from_errno(ESTALE);
+  Mutation op = SetXattrOp{*inode, name, value, flags};
+  FM_CO_TRY(const auto reply, co_await at.client->mutate(who, std::move(op)));
+  if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
+  table_.change_xattr(*inode, name, std::move(value), reply.stamp, reply.leased);
+  co_return fermata::Status{};
+}
+
+void FileSystem::removexattr(Ctx ctx, NodeHandle node, std::string_view name, StatusReply reply) {
+  if (options_.read_only) return reply.error(EROFS);
+  if (!supported(name)) return reply.error(EOPNOTSUPP);
+  auto task = do_removexattr(at(reply), cred(ctx), node, std::string(name));
+  run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
+}
+
+Task<void> FileSystem::do_removexattr(LoopContext& at, Credentials who, NodeHandle node,
+                                      std::string name) {
+  const auto inode = table_.inode_of(node);
+  if (!inode) co_return from_errno(ESTALE);
+  Mutation op = RemoveXattrOp{*inode, name};
+  FM_CO_TRY(const auto reply, co_await at.client->mutate(who, std::move(op)));
+  if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
+  table_.change_xattr(*inode, name, std::nullopt, reply.stamp, reply.leased);
+  co_return fermata::Status{};
+}
+
+}  // namespace fermata::mountd
