@@ -224,7 +224,8 @@ void RaftCore::Impl::accept_entries(const RaftMessage& message, Output& out) {
     if (entry.index <= last && term_at(entry.index) == entry.term) continue;
     Result<Membership> next = Membership();
     if (entry.kind == EntryKind::kMembership) next = decode_members(entry);
-    if (!next || entry.index > last.next() || entry.term > hard.term || entry.term < term_at(entry.index.prev())) {
+    if (!next || entry.index > last.next() || entry.term > hard.term ||
+        entry.term < term_at(entry.index.prev())) {
       matched = entry.index.prev();  // no correct primary sends it
       break;
     }

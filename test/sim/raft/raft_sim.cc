@@ -22,7 +22,7 @@ class Nemesis {
 
   void act() {
     cluster_.schedule(EventKind::kNemesis, 1 + within(2 * pace_));
-    switch (random_.below(16)) {
+    switch (random_.below(18)) {
       case 0:
       case 1:
         return crash_one();
@@ -33,9 +33,9 @@ class Nemesis {
       case 5:
         return restart_some();
       case 6:
-        return isolate(false);
+        return isolate(primary_or_any().id, false);
       case 7:
-        return isolate(true);
+        return isolate(primary_or_any().id, true);
       case 8:
         return split();
       case 9:
@@ -51,16 +51,34 @@ class Nemesis {
       case 15:
         if (random_.chance(1, 6)) return cut_power();
         return transfer();
+      case 16:
+        return cut_link();
+      case 17:
+        return blink();
     }
   }
 
   void load() {
-    cluster_.schedule(EventKind::kLoad, 1 + within(2 * load_pace_));
+    // In a lull a node that misses heartbeats misses nothing else, so it may win an election.
+    const bool lull = random_.chance(1, 30);
+    cluster_.schedule(EventKind::kLoad, 1 + within(lull ? 2 * kSecond : 2 * load_pace_));
     SimNode* target = cluster_.primary();
     if (target == nullptr || random_.chance(1, 6)) target = &any_node();
     if (random_.chance(1, 4)) return cluster_.read(*target);
     cluster_.propose(*target,
                      random_.chance(1, 8) ? 1 + static_cast<unsigned>(random_.below(20)) : 1);
+  }
+
+  /// The worst moment to be cut off: a new primary is there and the old one does not know.
+  void on_election() {
+    if (!random_.chance(1, 3)) return;
+    SimNode* elected = cluster_.primary();
+    if (elected == nullptr) return;
+    for (auto& node : cluster_.nodes()) {
+      if (node->id == elected->id || !node->is_primary()) continue;
+      isolate(node->id, false);
+    }
+    cluster_.propose(*elected, 1);
   }
 
   void heal_everything() {
@@ -106,22 +124,21 @@ class Nemesis {
   }
   /// Two nodes do not hear each other, and everyone else hears both: a bridge.
   void cut_link() {
-    ++cluster_.counts().partitions;
     const NodeId a = primary_or_any().id;
     const NodeId b = any_node().id;
     if (a == b) return;
+    ++cluster_.counts().partitions;
     cluster_.block(a, b);
     cluster_.block(b, a);
   }
   /// Most partition failures need only one isolated node (Alquraan, OSDI 2018).
-  void isolate(bool one_way) {
-    const SimNode& lonely = primary_or_any();
+  void isolate(NodeId lonely, bool one_way) {
     const bool inward = random_.chance(1, 2);
     ++(one_way ? cluster_.counts().one_way_partitions : cluster_.counts().partitions);
     for (auto& node : cluster_.nodes()) {
-      if (node->id == lonely.id) continue;
-      if (!one_way || inward) cluster_.block(node->id, lonely.id);
-      if (!one_way || !inward) cluster_.block(lonely.id, node->id);
+      if (node->id == lonely) continue;
+      if (!one_way || inward) cluster_.block(node->id, lonely);
+      if (!one_way || !inward) cluster_.block(lonely, node->id);
     }
   }
   void split() {
@@ -222,10 +239,14 @@ RaftSimReport run_raft_sim(std::uint64_t seed, const RaftSimOptions& options) {
   Nemesis nemesis(cluster);
   cluster.schedule(EventKind::kNemesis, kSecond);
   cluster.schedule(EventKind::kLoad, 0);
+  std::uint64_t elections = 0;
   while (cluster.now() < options.chaos.count() && !cluster.checker().failed()) {
     const auto mine = cluster.step();
     if (mine == EventKind::kNemesis) nemesis.act();
     if (mine == EventKind::kLoad) nemesis.load();
+    if (cluster.checker().elections() == elections) continue;
+    elections = cluster.checker().elections();
+    nemesis.on_election();
   }
   if (!cluster.checker().failed()) {
     nemesis.heal_everything();
