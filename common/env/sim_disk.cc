@@ -154,6 +154,8 @@ struct SimDisk::Impl {
   std::uint64_t boot = 0;  // files opened under another number are dead
   std::uint64_t operation_count = 0;
   std::uint64_t sync_count = 0;
+  std::uint64_t torn_count = 0;
+  bool syncs_ignored = false;
   std::optional<std::uint64_t> fault_at;
   Fault fault = Fault::kEio;
   bool off = false;
@@ -250,7 +252,9 @@ struct SimDisk::Impl {
   void settle(const NodePtr& node, Random& by) {
     node->entries = node->durable_entries;
     *node->used -= node->current.size();
-    node->current = survive(*node, by);
+    Bytes image = survive(*node, by);
+    if (!node->pending.empty() && image != node->current && image != node->durable) ++torn_count;
+    node->current = std::move(image);
     *node->used += node->current.size();
     node->durable = node->current;
     node->pending.clear();
@@ -311,6 +315,7 @@ class SimDisk::SimFile final : public File {
         [&]() -> Status {
           if (is_dead()) return from_errno(EIO);
           ++disk_->sync_count;
+          if (disk_->syncs_ignored) return {};
           for (const Pending& p : node_->pending) apply_change(node_->durable, p);
           node_->pending.clear();
           return {};
@@ -459,6 +464,7 @@ Status SimDisk::sync_dir(const std::string& path) {
         if (!node) return from_errno(ENOENT);
         if (!node->is_dir) return from_errno(ENOTDIR);
         ++impl_->sync_count;
+        if (impl_->syncs_ignored) return {};
         const auto chosen = flush();
         for (auto it = chosen.rbegin(); it != chosen.rend(); ++it) Impl::make_durable(*it);
         return {};
@@ -535,6 +541,16 @@ void SimDisk::set_capacity(std::uint64_t bytes) {
 std::uint64_t SimDisk::syncs() const {
   MutexLock lock(impl_->mutex);
   return impl_->sync_count;
+}
+
+std::uint64_t SimDisk::torn_files() const {
+  MutexLock lock(impl_->mutex);
+  return impl_->torn_count;
+}
+
+void SimDisk::ignore_syncs(bool ignore) {
+  MutexLock lock(impl_->mutex);
+  impl_->syncs_ignored = ignore;
 }
 
 }  // namespace fermata

@@ -68,6 +68,10 @@ class SimDisk final : public Disk {
   void set_capacity(std::uint64_t bytes);
   /// Syncs asked for so far: what group commit saves.
   std::uint64_t syncs() const;
+  /// Files of which power cuts so far left something between what was durable and what was written.
+  std::uint64_t torn_files() const;
+  /// From here on syncs succeed and do nothing: a drive that lies. Only to see that tests notice.
+  void ignore_syncs(bool ignore);
 
  private:
   struct Impl;

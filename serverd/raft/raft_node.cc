@@ -168,7 +168,8 @@ asio::awaitable<void> RaftNode::persist_loop() {
 
 LogIndex RaftNode::ready_to_apply() const {
   if (installing_) return applied_;
-  return std::max(applied_, std::min(commit_, log_->durable_index()));
+  const LogIndex commit = options_.apply_uncommitted ? log_->last_index() : commit_;
+  return std::max(applied_, std::min(commit, log_->durable_index()));
 }
 
 /// One batch, now; the rest in further turns of the executor.

@@ -65,6 +65,7 @@ struct RaftNodeOptions {
   Duration snapshot_idle_max = std::chrono::minutes(10);  ///< a snapshot nobody reads is removed
   Duration fetch_retry = std::chrono::milliseconds(200);  ///< between attempts to read a piece
   int fetch_attempts = 25;  ///< in a row without success: the fetch is given up
+  bool apply_uncommitted = false;  ///< a rule broken on purpose, in tests only (test/sim)
 };
 
 class RaftNode final : public ReplicatedLog {

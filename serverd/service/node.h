@@ -24,6 +24,7 @@
 #include "common/net/rpc.h"
 #include "common/wire/messages.h"
 #include "common/wire/raft.h"
+#include "serverd/raft/replicated_log.h"
 
 namespace fermata::serverd {
 
@@ -56,6 +57,22 @@ struct NodeConfig {
   Duration space_interval = std::chrono::seconds(2);
   std::uint64_t space_reserve_bytes = 64ULL << 20;  ///< or 1% of the disk, if that is less
   std::uint64_t reserve_file_bytes = 0;             ///< 0: none
+
+  // The log; small in simulations, so that little load brings compaction and snapshots about.
+  std::uint32_t log_segment_bytes = 16U << 20;
+  std::size_t log_flush_bytes = std::size_t{64} << 20;  ///< applied between flushes of the state
+  std::uint64_t log_trailing_entries = 10000;           ///< kept below that for slow peers
+  std::size_t log_apply_bytes_max = std::size_t{1} << 20;
+
+  /// For tests only, and set by nothing else: watching what is applied, and breaking rules on
+  /// purpose to see that the simulator notices.
+  struct Testing {
+    /// Stands between the log and the state; the Namespace outlives it.
+    std::function<std::unique_ptr<StateMachine>(class Namespace&)> around_state;
+    RaftMutation raft_mutation = RaftMutation::kNone;
+    bool apply_uncommitted = false;
+    bool skip_callbacks = false;
+  } testing;
 };
 
 class Node final : public Handler {
