@@ -21,7 +21,7 @@ Callbacks::Callbacks(NodeContext& node)
 
 Task<std::set<SessionId>> Callbacks::break_leases(std::map<SessionId, CallbackRequest> requests,
                                                   InodeId asked) {
-  if (requests.empty()) co_return std::set<SessionId>();
+  if (requests.empty() || node_.config.testing.skip_callbacks) co_return std::set<SessionId>();
   auto breaking = std::make_shared<Breaking>(node_.env.executor());
   breaking->asked = asked;
   const Term term = node_.term;
@@ -63,14 +63,14 @@ asio::awaitable<void> Callbacks::deliver(SessionId session, CallbackRequest requ
     }
     const auto channel = node_.sessions.channel(session);
     if (!channel || !channel->is_open() || node_.sessions.is_ending(session)) {
-      if (co_await node_.env.sleep_for(kRetryAfter)) co_return;
+      if (const std::error_code stop = co_await node_.env.sleep_for(kRetryAfter); stop) co_return;
       continue;
     }
     Request call;
     call.method = static_cast<std::uint16_t>(Method::kCallback);
     call.body = body;
     auto answer = co_await channel->call(std::move(call), kAttemptTimeout);
-    if (co_await cancelled()) co_return;
+    if (const bool stop = co_await cancelled(); stop) co_return;
     if (answer && !answer->error) {
       auto reply = decode<CallbackReply>(answer->body);
       if (reply) {
@@ -88,7 +88,7 @@ asio::awaitable<void> Callbacks::deliver(SessionId session, CallbackRequest requ
     node_.count("callbacks_failed");
     spdlog::debug("session {}: callback failed: {}", session.value(),
                   answer ? answer->error.message() : answer.error().message());
-    if (co_await node_.env.sleep_for(kRetryAfter)) co_return;
+    if (const std::error_code stop = co_await node_.env.sleep_for(kRetryAfter); stop) co_return;
   }
 }
 
@@ -105,7 +105,7 @@ asio::awaitable<void> Callbacks::do_evict(SessionId session, Term term) {
     node_.count("leases_evicted", request.items.size());
     auto breaking = std::make_shared<Breaking>(node_.env.executor());
     co_await deliver(session, std::move(request), std::move(breaking), term);
-    if (co_await cancelled()) break;
+    if (const bool stop = co_await cancelled(); stop) break;
   }
   evicting_.erase(session);
 }

@@ -95,6 +95,7 @@ struct Node::Impl final : NamespaceListener {
   ChunkService chunk_requests{node};
   AdminService admin{node};
   RaftService transport{node};
+  std::unique_ptr<StateMachine> around_state;  // tests only
   std::unique_ptr<RaftNode> raft;
   std::unique_ptr<Listener> listener;
 };
@@ -215,9 +216,17 @@ Task<void> Node::Impl::open() {
   options.cluster = cluster;
   options.dir = config.data_dir;
   options.first_members.members = config.first_members;
+  options.segment_bytes = config.log_segment_bytes;
+  options.flush_bytes = config.log_flush_bytes;
+  options.trailing_entries = config.log_trailing_entries;
+  options.apply_bytes_max = config.log_apply_bytes_max;
+  options.raft.mutation = config.testing.raft_mutation;
+  options.apply_uncommitted = config.testing.apply_uncommitted;
   why.clear();
   const auto log_failed = [this](std::string reason) { fail(reason); };
-  raft = std::make_unique<RaftNode>(node.env, std::move(options), *ns, transport, log_failed);
+  if (config.testing.around_state) around_state = config.testing.around_state(*ns);
+  StateMachine& machine = around_state ? *around_state : *ns;
+  raft = std::make_unique<RaftNode>(node.env, std::move(options), machine, transport, log_failed);
   node.log = raft.get();
   transport.attach(raft.get());
   FM_CO_CHECK(co_await raft->start(&why));
@@ -250,7 +259,7 @@ asio::awaitable<void> Node::stop() {
     impl.node.tasks.spawn("hand over", impl.hand_over(std::move(request)));
     const TimePoint until = node.env.now() + kTransferTimeout;
     while (node.serving && node.env.now() < until) {
-      if (co_await node.env.sleep_for(5ms)) break;
+      if (const std::error_code stop = co_await node.env.sleep_for(5ms); stop) break;
     }
   }
   node.stopping = true;
