@@ -200,14 +200,16 @@ Task<void> FileSystem::refused(LoopContext& at, FilePtr file, CachePin copy,
       MutexLock lock(file->mutex);
       file->fenced = true;
     }
-    FM_CO_TRY(const auto now, co_await at.client->getattr({}, file->inode));
+    const Credentials nobody;
+    FM_CO_TRY(const auto now, co_await at.client->getattr(nobody, file->inode));
     table_.apply(now.attr, now.stamp, now.leased);
     if (now.attr.version == copy->base()) co_return Errc::kRetry;
     FM_CO_CHECK(co_await set_aside(at, file, copy, "the session was over and others wrote"));
     co_return error;
   }
   if (means_gone(error)) {
-    auto now = co_await at.client->getattr({}, file->inode);
+    const Credentials nobody;
+    auto now = co_await at.client->getattr(nobody, file->inode);
     if (!now && means_gone(now.error())) {
       FM_CO_CHECK(co_await set_aside(at, file, copy, "the file was removed"));
     }
@@ -262,7 +264,8 @@ asio::awaitable<void> FileSystem::recover(LoopContext& at) {
 // What an earlier mountd could not commit any more: as after an expired session, it is committed
 // only if nobody wrote since.
 asio::awaitable<void> FileSystem::recover_one(LoopContext& at, CachePin copy) {
-  const auto answer = co_await at.client->getattr({}, copy->inode());
+  const Credentials nobody;
+  const auto answer = co_await at.client->getattr(nobody, copy->inode());
   if (!answer && !means_gone(answer.error())) {
     spdlog::warn("inode {}: left-over changes stay in the cache: {}", copy->inode().value(),
                  answer.error().message());
@@ -290,7 +293,7 @@ asio::awaitable<void> FileSystem::recover_one(LoopContext& at, CachePin copy) {
     file->fenced = true;
     file->sticky = true;
   }
-  const auto done = co_await commit(at, {}, file, 0);
+  const auto done = co_await commit(at, nobody, file, 0);
   if (!done) co_return;
   count("recovered");
   spdlog::info("inode {}: changes left by an earlier run are committed", file->inode.value());

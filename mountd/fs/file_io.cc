@@ -116,7 +116,8 @@ Task<void> FileSystem::set_size(LoopContext& at, Credentials who, NodeHandle nod
     const bool written_here = file->writers.load() != 0 || file->sticky.load();
     if (!written_here) {
       FM_CO_CHECK(co_await attach_content(at, who, node, file, size != 0, false));
-      FM_CO_CHECK(co_await prepare_writer(at, file, {}));
+      const OpenWish plain;
+      FM_CO_CHECK(co_await prepare_writer(at, file, plain));
     }
     {
       MutexLock lock(file->mutex);

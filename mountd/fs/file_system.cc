@@ -423,7 +423,8 @@ void FileSystem::statfs(Ctx ctx, NodeHandle, StatfsReply reply) {
 }
 
 asio::awaitable<void> FileSystem::refresh_statfs(LoopContext& at) {
-  auto answer = co_await at.client->statfs({});
+  const Credentials nobody;
+  auto answer = co_await at.client->statfs(nobody);
   MutexLock lock(statfs_mutex_);
   statfs_asked_ = false;
   if (!answer) co_return;
@@ -440,7 +441,8 @@ Task<struct statvfs> FileSystem::do_statfs(LoopContext& at) {
     known = statfs_;
   }
   if (!known) {
-    FM_CO_TRY(known, co_await at.client->statfs({}));
+    const Credentials nobody;
+    FM_CO_TRY(known, co_await at.client->statfs(nobody));
     MutexLock lock(statfs_mutex_);
     statfs_ = known;
     statfs_at_ = at.env->now();

@@ -213,7 +213,9 @@ asio::awaitable<void> FileSystem::do_release_orphan(LoopContext& at, InodeId ino
   ReleaseOrphansOp op;
   op.inodes.push_back(inode);
   // An error needs no care: the session's end releases it as well.
-  (void)co_await at.client->mutate({}, std::move(op));
+  const Credentials nobody;
+  Mutation mutation = std::move(op);
+  (void)co_await at.client->mutate(nobody, std::move(mutation));
 }
 
 void FileSystem::readlink(Ctx ctx, NodeHandle node, ReadlinkReply reply) {

@@ -220,8 +220,8 @@ Task<void> FileSystem::wait_filled(LoopContext& at, FilePtr file, CachePin copy)
   if (error) co_return error;
   constexpr int kPolls = 5000;
   for (int i = 0; i < kPolls && !copy->complete(); ++i) {
-    if (const auto slept = co_await at.env->sleep_for(std::chrono::milliseconds(2)))
-      co_return slept;
+    const auto slept = co_await at.env->sleep_for(std::chrono::milliseconds(2));
+    if (slept) co_return slept;
   }
   if (!copy->complete()) co_return std::errc::io_error;
   co_return fermata::Status{};
@@ -478,7 +478,9 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
       co_return;
     }
     pass->release();
-    if (!co_await commit(at, {}, file, 0)) co_return;
+    const Credentials nobody;
+    const auto committed = co_await commit(at, nobody, file, 0);
+    if (!committed) co_return;
   }
 }
 
