@@ -87,7 +87,11 @@ asio::awaitable<void> FileSystem::run_commits(LoopContext& at, Credentials who, 
   Hold hold(this, file);
   while (job) {
     file->sticky = true;  // what is being committed stays the mount's
-    const auto done = co_await commit_once(at, who, file);
+    auto done = co_await commit_once(at, who, file);
+    // The session was renewed under it and nothing came in between: once more, in the new one.
+    if (!done && done.error() == make_error_code(Errc::kRetry)) {
+      done = co_await commit_once(at, who, file);
+    }
     const std::error_code error = done ? std::error_code{} : done.error();
     std::vector<std::shared_ptr<Signal>> waiters;
     {

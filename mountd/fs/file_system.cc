@@ -105,7 +105,7 @@ Timeout FileSystem::entry_timeout(bool leased) {
 }
 
 struct stat FileSystem::stat_of(const View& view) {
-  struct stat out = to_stat(view.attr);
+  struct stat out = to_stat(view.shown ? *view.shown : view.attr);
   if (!view.file) return out;
   FileState& file = *view.file;
   if (file.writers.load() == 0 && !file.mapped.load() && !file.sticky.load()) return out;

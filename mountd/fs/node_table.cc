@@ -141,10 +141,11 @@ NodeTable::View NodeTable::view(const Node& node, const Inode& of) const {
   out.version = node.version;
   out.file = node.file;
   if (node.file && of.known && node.version != of.attr.version) {
-    out.attr.size_bytes = node.shown.size_bytes;
-    out.attr.allocated_bytes = node.shown.allocated_bytes;
-    out.attr.mtime = node.shown.mtime;
-    out.attr.version = node.version;
+    out.shown = out.attr;
+    out.shown->size_bytes = node.shown.size_bytes;
+    out.shown->allocated_bytes = node.shown.allocated_bytes;
+    out.shown->mtime = node.shown.mtime;
+    out.shown->version = node.version;
   }
   return out;
 }

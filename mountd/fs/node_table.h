@@ -50,8 +50,8 @@ class NodeTable {
   };
   NodeTable(const ClientSession& session, Limits limits);
 
-  /// A node as of now. `attr` is the newest known; it is valid only if attr_valid. For a node whose
-  /// lineage is not the newest (!current), content fields of `attr` are those of its own version.
+  /// A node as of now. `attr` is the newest known of its inode; it is valid only if attr_valid.
+  /// `shown` is there when the node's content is of another version: what its users are to see.
   struct View {
     NodeHandle node = kNoNode;
     InodeId inode;
@@ -59,6 +59,7 @@ class NodeTable {
     bool attr_known = false;
     bool attr_valid = false;
     Attr attr;
+    std::optional<Attr> shown;
     Version version;
     std::shared_ptr<FileState> file;  ///< regular files only
   };

@@ -116,7 +116,9 @@ TEST_CASE("NodeTable: a newer version takes an idle node and passes by one in us
     CHECK(next.inode == first.inode);
     const auto old = f.table.find(first.node);
     CHECK_FALSE(old->current);
-    CHECK(old->attr.size_bytes == 100);  // the version that its readers have
+    REQUIRE(old->shown);
+    CHECK(old->shown->size_bytes == 100);  // the version that its readers have
+    CHECK(old->attr.version == Version(2));
     CHECK(f.table.find(next.node)->attr.size_bytes == 200);
   }
   SECTION("open and dirty") {
