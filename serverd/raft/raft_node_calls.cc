@@ -30,6 +30,8 @@ void RaftNode::release_room(std::size_t bytes) {
 
 Task<RaftNode::Outcome> RaftNode::propose(std::string command) {
   if (command.size() > DurableLog::kEntryBytesMax) co_return Errc::kTooLarge;
+  // Only in the term of the call: the caller broke the leases of that one.
+  const Term term = role_term_;
   while (running() && role_ == Role::kPrimary && proposal_bytes_ >= options_.proposal_bytes_max) {
     auto room = std::make_shared<Waiter>(env_.executor());
     waiting_for_room_.push_back(room);
@@ -39,6 +41,7 @@ Task<RaftNode::Outcome> RaftNode::propose(std::string command) {
     co_return error;
   }
   if (!running()) co_return Errc::kShuttingDown;
+  if (role_term_ != term) co_return Errc::kNotPrimary;
   Output out;
   auto data = std::make_shared<const std::string>(std::move(command));
   const std::size_t bytes = data->size() + sizeof(LogEntry);

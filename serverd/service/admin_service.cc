@@ -17,10 +17,14 @@ using namespace std::chrono_literals;
 namespace {
 const char* role_name(Role role) {
   switch (role) {
-    case Role::kBackup: return "backup";
-    case Role::kCandidate: return "candidate";
-    case Role::kPrimary: return "primary";
-    case Role::kLearner: return "learner";
+    case Role::kBackup:
+      return "backup";
+    case Role::kCandidate:
+      return "candidate";
+    case Role::kPrimary:
+      return "primary";
+    case Role::kLearner:
+      return "learner";
   }
   return "unknown";
 }
@@ -93,7 +97,8 @@ asio::awaitable<Response> AdminService::digest(Request request) {
   while (!node_.ns->digest(at)) {
     const bool due = node_.ns->applied_index() < at || computing_;
     if (!due) co_return failed(Errc::kTruncatedHistory);
-    if (const std::error_code stop = co_await node_.env.sleep_for(5ms); stop) co_return failed(Errc::kShuttingDown);
+    if (const std::error_code stop = co_await node_.env.sleep_for(5ms); stop)
+      co_return failed(Errc::kShuttingDown);
   }
   co_return digest_answer(at);
 }

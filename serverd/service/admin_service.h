@@ -1,7 +1,7 @@
 // What people and their tools ask a node: status, digests, sessions, to hand over the role.
 //
-// A digest is ordered through the log, so that every node computes it at the same index; the primary
-// answers with the index and its own digest, the others are asked for that index.
+// A digest is ordered through the log, so that every node computes it at the same index; the
+// primary answers with the index and its own digest, the others are asked for that index.
 // Thread-safety: the node's executor.
 #pragma once
 

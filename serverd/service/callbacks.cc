@@ -16,8 +16,7 @@ constexpr Duration kAttemptTimeout = 3s;
 constexpr Duration kRetryAfter = 20ms;
 }  // namespace
 
-Callbacks::Callbacks(NodeContext& node)
-    : node_(node), impatient_(node.env.executor()) {}
+Callbacks::Callbacks(NodeContext& node) : node_(node), impatient_(node.env.executor()) {}
 
 Task<std::set<SessionId>> Callbacks::break_leases(std::map<SessionId, CallbackRequest> requests,
                                                   InodeId asked) {
@@ -49,9 +48,11 @@ Task<std::set<SessionId>> Callbacks::break_leases(std::map<SessionId, CallbackRe
 
 asio::awaitable<void> Callbacks::deliver(SessionId session, CallbackRequest request,
                                          std::shared_ptr<Breaking> breaking, Term term) {
-  const TimePoint patience_ends = node_.env.now() + node_.sessions.lease() + node_.sessions.lease() / 2;
+  const TimePoint patience_ends =
+      node_.env.now() + node_.sessions.lease() + node_.sessions.lease() / 2;
   const std::string body = encode(request);
-  // On its own even when the mutation that wanted it is given up: the lease table learns the answer.
+  // On its own even when the mutation that wanted it is given up: the lease table learns the
+  // answer.
   while (node_.serves(term) && node_.sessions.knows(session)) {
     const TimePoint now = node_.env.now();
     if (now >= patience_ends && !node_.sessions.is_ending(session)) {

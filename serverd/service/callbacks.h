@@ -1,8 +1,8 @@
 // Tells sessions to forget what they cached, and knows when they have.
 //
 // Each session's request is sent on the connection that it bound for callbacks, again after a
-// failure, until it is answered or the session has ended. A session that keeps its lease but does not
-// answer within `patience` is ended: else one stuck client could hold up everybody for ever.
+// failure, until it is answered or the session has ended. A session that keeps its lease but does
+// not answer within `patience` is ended: else one stuck client could hold up everybody for ever.
 //
 // Thread-safety: the node's executor.
 #pragma once
@@ -21,8 +21,8 @@ class Callbacks {
   explicit Callbacks(NodeContext& node);
 
   /// Sends `requests` and resumes when each is answered or its session has ended. Result: the
-  /// sessions that have `asked` open (none: not asked). Errors: kNotPrimary when this node ceases to
-  /// be the primary; operation_canceled.
+  /// sessions that have `asked` open (none: not asked). Errors: kNotPrimary when this node ceases
+  /// to be the primary; operation_canceled.
   Task<std::set<SessionId>> break_leases(std::map<SessionId, CallbackRequest> requests,
                                          InodeId asked);
   /// Asks for the oldest leases of a session that has too many, in the background.

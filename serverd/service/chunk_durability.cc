@@ -23,10 +23,10 @@ struct ChunkDurability::Put {
   explicit Put(const asio::any_io_executor& executor) : changed(executor) {}
   ChunkId id;
   Buffer bytes;
-  std::size_t wanted = 0;   ///< nodes that must have it
+  std::size_t wanted = 0;  ///< nodes that must have it
   std::size_t stored = 0;
   std::size_t running = 0;
-  std::error_code error;    ///< the last one
+  std::error_code error;  ///< the last one
   Signal changed;
 };
 
@@ -84,7 +84,8 @@ asio::awaitable<void> ChunkDurability::put_there(std::shared_ptr<Put> put, NodeI
   request.method = static_cast<std::uint16_t>(Method::kReplicateChunk);
   request.body = encode(message);
   request.payload = put->bytes;
-  auto answer = co_await node_.peers->call(peer, Peers::Lane::kBulk, std::move(request), kReplicateTimeout);
+  auto answer =
+      co_await node_.peers->call(peer, Peers::Lane::kBulk, std::move(request), kReplicateTimeout);
   --put->running;
   if (answer) {
     ++put->stored;
@@ -146,7 +147,8 @@ asio::awaitable<void> ChunkDurability::query_there(std::shared_ptr<Query> query,
     Request request;
     request.method = static_cast<std::uint16_t>(Method::kHasChunks);
     request.body = encode(list);
-    auto answer = co_await node_.peers->call(peer, Peers::Lane::kBulk, std::move(request), kQueryTimeout);
+    auto answer =
+        co_await node_.peers->call(peer, Peers::Lane::kBulk, std::move(request), kQueryTimeout);
     if (!answer) break;
     auto flags = decode<ChunkFlags>(answer->body);
     if (!flags || flags->flags.size() != last - first) break;

@@ -1,7 +1,7 @@
 // Which chunks a majority of nodes has on stable storage, as the primary knows it.
 //
-// A commit may name a chunk only when a majority has it. What was put or asked about is *pinned*: not
-// proposed for deletion until the pin runs out, longer than a client takes from asking to
+// A commit may name a chunk only when a majority has it. What was put or asked about is *pinned*:
+// not proposed for deletion until the pin runs out, longer than a client takes from asking to
 // committing. A chunk whose deletion is in the log already counts as absent. In memory: a new
 // primary asks the nodes again, and proposes no deletions for the length of a pin.
 //
@@ -20,8 +20,7 @@ namespace fermata::serverd {
 
 class ChunkDurability {
  public:
-  explicit ChunkDurability(NodeContext& node)
-      : node_(node), dropped_(node.env.executor()) {}
+  explicit ChunkDurability(NodeContext& node) : node_(node), dropped_(node.env.executor()) {}
 
   /// Stores on this node and on the others; resumes when a majority has it. Errors: kHashMismatch,
   /// ENOSPC, kNoQuorum.

@@ -39,7 +39,8 @@ void ChunkFetcher::on_dropped(std::span<const ChunkId> ids) {
   const TimePoint when = node_.env.now() + node_.config.chunk_drop_delay;
   for (const ChunkId& id : ids) {
     to_delete_[id] = when;
-    if (const auto it = missing_.find(id); it != missing_.end() && !it->second.busy) missing_.erase(it);
+    if (const auto it = missing_.find(id); it != missing_.end() && !it->second.busy)
+      missing_.erase(it);
   }
 }
 
@@ -52,7 +53,9 @@ void ChunkFetcher::repair(ChunkId id) {
   missing_[id].damaged = true;
 }
 
-void ChunkFetcher::vouch(ChunkId id) { vouched_[id] = node_.env.now() + 3 * node_.config.chunk_pin; }
+void ChunkFetcher::vouch(ChunkId id) {
+  vouched_[id] = node_.env.now() + 3 * node_.config.chunk_pin;
+}
 
 asio::awaitable<void> ChunkFetcher::run() {
   while (!node_.stopping) {
@@ -91,7 +94,8 @@ asio::awaitable<void> ChunkFetcher::compare() {
       if (!here[i]) expect(ids[i]);
     }
     seen += ids.size();
-    if (const std::error_code stop = co_await node_.env.sleep_for(kBetweenBatches); stop) co_return;  // others want to run, too
+    if (const std::error_code stop = co_await node_.env.sleep_for(kBetweenBatches); stop)
+      co_return;  // others want to run, too
   }
   if (missing_.size() > before) {
     spdlog::info("node {}: {} of {} chunks are missing here and will be fetched",
@@ -146,7 +150,8 @@ Task<Buffer> ChunkFetcher::fetch(ChunkId id) {
     Request request;
     request.method = static_cast<std::uint16_t>(Method::kGetChunk);
     request.body = encode(message);
-    auto answer = co_await node_.peers->call(peer, Peers::Lane::kBulk, std::move(request), kFetchTimeout);
+    auto answer =
+        co_await node_.peers->call(peer, Peers::Lane::kBulk, std::move(request), kFetchTimeout);
     if (!answer) {
       error = answer.error();
       continue;

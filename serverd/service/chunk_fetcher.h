@@ -3,8 +3,8 @@
 //
 // A node may apply a commit before the chunks of it arrive (it was not in the majority that stored
 // them), may come from a snapshot, or find a copy damaged. Missing ones are fetched from the peers,
-// a few at a time, until they are here. Deletion waits a while after the log ordered it and asks the state
-// again: a chunk that came to be named anew, or was just stored or vouched for, stays.
+// a few at a time, until they are here. Deletion waits a while after the log ordered it and asks
+// the state again: a chunk that came to be named anew, or was just stored or vouched for, stays.
 //
 // Thread-safety: the node's executor.
 #pragma once
@@ -57,7 +57,7 @@ class ChunkFetcher {
   bool compare_wanted_ = true;
   std::map<ChunkId, Missing> missing_;
   std::size_t busy_ = 0;
-  std::map<ChunkId, TimePoint> to_delete_;  ///< not before
+  std::map<ChunkId, TimePoint> to_delete_;          ///< not before
   std::unordered_map<ChunkId, TimePoint> vouched_;  ///< until
   TimePoint next_sweep_{};
 };

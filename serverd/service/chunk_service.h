@@ -1,5 +1,5 @@
-// The chunk requests: from clients to the primary (put, query), from anyone (get), and between nodes
-// (replicate, has). Thread-safety: the node's executor.
+// The chunk requests: from clients to the primary (put, query), from anyone (get), and between
+// nodes (replicate, has). Thread-safety: the node's executor.
 #pragma once
 
 #include "serverd/service/node_context.h"

@@ -28,12 +28,14 @@ asio::awaitable<void> HistoryKeeper::run() {
     if (node_.serving) co_await prune();
     if (node_.serving) co_await drop_chunks();
     node_.durability->sweep();
-    if (const std::error_code stop = co_await node_.env.sleep_for(node_.config.prune_interval); stop) co_return;
+    if (const std::error_code stop = co_await node_.env.sleep_for(node_.config.prune_interval);
+        stop)
+      co_return;
   }
 }
 
-// The file: magic, then (index, nanoseconds) pairs, then a CRC-32C of all that. It is a convenience:
-// a bad one is as good as none, history is then kept for longer.
+// The file: magic, then (index, nanoseconds) pairs, then a CRC-32C of all that. It is a
+// convenience: a bad one is as good as none, history is then kept for longer.
 asio::awaitable<void> HistoryKeeper::load() {
   Disk* disk = &node_.env.disk();
   const std::string path = node_.config.data_dir + "/times";
@@ -70,7 +72,9 @@ asio::awaitable<void> HistoryKeeper::sample() {
   append_le(text, crc32c(as_bytes(text)));
   Disk* disk = &node_.env.disk();
   const std::string path = node_.config.data_dir + "/times";
-  const auto work = [disk, path, text] { return write_file_atomically(*disk, path, as_bytes(text)); };
+  const auto work = [disk, path, text] {
+    return write_file_atomically(*disk, path, as_bytes(text));
+  };
   auto written = co_await blocking<void>(node_.env, work);
   if (!written) spdlog::debug("{}: {}", path, written.error().message());
 }
@@ -86,8 +90,8 @@ LogIndex HistoryKeeper::applied_before(Duration age) const {
 
 asio::awaitable<void> HistoryKeeper::prune() {
   const bool full = !node_.space->has_room();
-  const LogIndex up_to = applied_before(full ? node_.config.history_retention_full
-                                             : node_.config.history_retention);
+  const LogIndex up_to =
+      applied_before(full ? node_.config.history_retention_full : node_.config.history_retention);
   if (up_to <= node_.ns->history_start()) co_return;
   for (int i = 0; i < kCommandsPerRound && node_.serving; ++i) {
     PruneHistoryCommand command;
@@ -97,7 +101,8 @@ asio::awaitable<void> HistoryKeeper::prune() {
     if (!result || result->error != 0) co_return;
     node_.count("history_keys_pruned", result->count);
     if (result->count < kKeysPerPrune) co_return;
-    if (const std::error_code stop = co_await node_.env.sleep_for(kBetweenCommands); stop) co_return;
+    if (const std::error_code stop = co_await node_.env.sleep_for(kBetweenCommands); stop)
+      co_return;
   }
 }
 
@@ -119,7 +124,8 @@ asio::awaitable<void> HistoryKeeper::drop_chunks() {
     if (!result || result->error != 0) co_return;
     node_.count("chunks_dropped", result->count);
     if (!more) co_return;
-    if (const std::error_code stop = co_await node_.env.sleep_for(kBetweenCommands); stop) co_return;
+    if (const std::error_code stop = co_await node_.env.sleep_for(kBetweenCommands); stop)
+      co_return;
   }
 }
 

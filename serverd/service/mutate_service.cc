@@ -127,7 +127,8 @@ Task<CommandResult> MutateService::execute(std::shared_ptr<Flight> flight) {
   Result<CommandResult> result = Errc::kRetry;
   for (int i = 0; i < kAttemptsMax; ++i) {
     result = co_await attempt(flight);
-    const bool again = result ? result->error == to_wire(Errc::kRetry) : result.error() == Errc::kRetry;
+    const bool again =
+        result ? result->error == to_wire(Errc::kRetry) : result.error() == Errc::kRetry;
     if (!again || co_await cancelled()) break;
     node_.count("mutation_retries");
   }

@@ -1,10 +1,11 @@
-// Mutations at the primary: duplicates found, leases broken, the command proposed, the answer built.
+// Mutations at the primary: duplicates found, leases broken, the command proposed, the answer
+// built.
 //
-// Each mutation is a task of its own. The request only waits for it: when the client gives up or its
-// connection breaks the mutation goes on to its end, and a retry with the same sequence number finds
-// it under way or finds its result in the replicated table (Liskov and Cowling, "Viewstamped
-// Replication Revisited", 2012, section 4). A mutation ends when its callbacks are answered or their
-// sessions over, and its command is decided or the role lost.
+// Each mutation is a task of its own. The request only waits for it: when the client gives up or
+// its connection breaks the mutation goes on to its end, and a retry with the same sequence number
+// finds it under way or finds its result in the replicated table (Liskov and Cowling, "Viewstamped
+// Replication Revisited", 2012, section 4). A mutation ends when its callbacks are answered or
+// their sessions over, and its command is decided or the role lost.
 //
 // Thread-safety: the node's executor.
 #pragma once
@@ -20,8 +21,7 @@ namespace fermata::serverd {
 
 class MutateService {
  public:
-  explicit MutateService(NodeContext& node)
-      : node_(node), links_freed_(node.env.executor()) {}
+  explicit MutateService(NodeContext& node) : node_(node), links_freed_(node.env.executor()) {}
 
   boost::asio::awaitable<Response> mutate(Request request);
 

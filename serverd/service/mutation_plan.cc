@@ -11,9 +11,12 @@
 namespace fermata::serverd {
 namespace {
 
+constexpr std::size_t kMutationPayloadMax = 4u << 20;  // records of 113,000 chunks
+
 /// One Touch per inode: a second mention is merged.
 Touch& touch(TouchSet& set, InodeId inode, bool directory) {
-  const auto it = std::find_if(set.begin(), set.end(), [&](const Touch& t) { return t.inode == inode; });
+  const auto it =
+      std::find_if(set.begin(), set.end(), [&](const Touch& t) { return t.inode == inode; });
   if (it != set.end()) return *it;
   Touch fresh;
   fresh.inode = inode;
@@ -187,6 +190,8 @@ bool takes_room(const Mutation& op) {
 }
 
 Status check_payload(const Mutation& op, ByteView payload) {
+  // A command must fit into one message between nodes, or the log would never get past it.
+  if (payload.size() > kMutationPayloadMax) return Errc::kTooLarge;
   const auto* commit = std::get_if<CommitOp>(&op);
   if (commit == nullptr) return payload.empty() ? Status() : Status(Errc::kBadMessage);
   switch (commit->kind) {

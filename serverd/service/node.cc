@@ -29,6 +29,25 @@ using namespace std::chrono_literals;
 namespace {
 constexpr Duration kTransferTimeout = 2s;
 constexpr std::size_t kMethodsMax = 64;
+
+/// Whatever is stored durably in `path` is lost with a name above it: the directories that had to
+/// be made are made durable too, and so is DIR's own name, which a start that was cut short, or the
+/// operator's mkdir, may have left pending.
+Status make_durable_dirs(Disk& disk, const std::string& path) {
+  std::vector<std::string> changed{parent_of(path), parent_of(parent_of(path))};
+  for (std::string at = parent_of(path); at != "/" && at != "."; at = parent_of(at)) {
+    FM_TRY(const bool exists, disk.exists(at));
+    if (exists) break;
+    changed.push_back(parent_of(at));
+  }
+  FM_CHECK(disk.make_dirs(path));
+  for (const std::string& parent : changed) {
+    const Status synced = disk.sync_dir(parent);
+    // A directory above that this user may not read was not made here.
+    if (!synced && synced.error() != std::errc::permission_denied) return synced.error();
+  }
+  return {};
+}
 }  // namespace
 
 struct Node::Impl final : NamespaceListener {
@@ -48,7 +67,9 @@ struct Node::Impl final : NamespaceListener {
   // ---- NamespaceListener
   void on_chunks_referenced(std::span<const ChunkId> ids) override { fetcher.on_referenced(ids); }
   void on_chunks_dropped(std::span<const ChunkId> ids) override { fetcher.on_dropped(ids); }
-  void on_sessions_ended(std::span<const SessionId> ids) override { sessions.on_sessions_ended(ids); }
+  void on_sessions_ended(std::span<const SessionId> ids) override {
+    sessions.on_sessions_ended(ids);
+  }
   void on_digest_ordered(LogIndex) override { admin.on_digest_ordered(); }
   void on_role(Role role, Term term) override;
   void on_installed() override {
@@ -119,7 +140,8 @@ void Node::Impl::on_role(Role role, Term term) {
 
 void Node::Impl::stop_serving() {
   if (!node.serving) return;
-  spdlog::info("node {}: no longer primary of term {}", node.config.self.value(), node.term.value());
+  spdlog::info("node {}: no longer primary of term {}", node.config.self.value(),
+               node.term.value());
   node.serving = false;
   callbacks.on_not_serving();
   node.serving_changed.notify_all();
@@ -150,7 +172,8 @@ asio::awaitable<void> Node::Impl::bootstrap(Term term) {
   command.root_mode = node.config.root_mode;
   auto result = co_await node.propose_own(std::move(command));
   if (!result) {
-    spdlog::info("node {}: not bootstrapped: {}", node.config.self.value(), result.error().message());
+    spdlog::info("node {}: not bootstrapped: {}", node.config.self.value(),
+                 result.error().message());
     co_return;
   }
   const LogStatus status = node.log->status();
@@ -185,7 +208,7 @@ Task<void> Node::Impl::open() {
   const ClusterId cluster = config.cluster;
   // Closures have names: as a temporary of a coroutine g++ 12 would destroy one twice.
   const auto open_store = [disk, factory, meta, cluster]() -> Result<std::shared_ptr<KvStore>> {
-    FM_CHECK(disk->make_dirs(meta));
+    FM_CHECK(make_durable_dirs(*disk, meta));
     FM_TRY(auto made, factory(meta));
     FM_CHECK(made->bind_cluster(cluster));
     return std::shared_ptr<KvStore>(std::move(made));
@@ -239,7 +262,8 @@ Task<void> Node::Impl::open() {
 }
 
 Node::Node(Env& env, Network& network, NodeConfig config, StoreFactory store, Fatal fatal)
-    : impl_(std::make_unique<Impl>(env, network, std::move(config), std::move(store), std::move(fatal))) {
+    : impl_(std::make_unique<Impl>(env, network, std::move(config), std::move(store),
+                                   std::move(fatal))) {
   impl_->owner = this;
 }
 
@@ -325,38 +349,60 @@ asio::awaitable<Response> Node::handle(std::shared_ptr<Connection> from, Request
 
 asio::awaitable<Response> Node::Impl::dispatch(std::shared_ptr<Connection> from, Request request) {
   switch (static_cast<Method>(request.method)) {
-    case Method::kOpenSession: co_return co_await sessions.open(std::move(request));
-    case Method::kRenewSession: co_return co_await sessions.renew(std::move(request));
-    case Method::kCloseSession: co_return co_await sessions.close(std::move(request));
-    case Method::kBindCallbacks: co_return sessions.bind(from, request);
-    case Method::kLookup: co_return co_await reads.lookup(std::move(request));
-    case Method::kGetAttr: co_return co_await reads.getattr(std::move(request));
-    case Method::kReadDir: co_return co_await reads.readdir(std::move(request));
-    case Method::kOpen: co_return co_await reads.open(std::move(request));
-    case Method::kContent: co_return co_await reads.content(std::move(request));
-    case Method::kGetXattrs: co_return co_await reads.xattrs(std::move(request));
-    case Method::kStatFs: co_return co_await reads.statfs(std::move(request));
-    case Method::kMutate: co_return co_await mutations.mutate(std::move(request));
-    case Method::kQueryChunks: co_return co_await chunk_requests.query(std::move(request));
-    case Method::kPutChunk: co_return co_await chunk_requests.put(std::move(request));
-    case Method::kGetChunk: co_return co_await chunk_requests.get(std::move(from), std::move(request));
-    case Method::kReplicateChunk: co_return co_await chunk_requests.replicate(std::move(request));
-    case Method::kHasChunks: co_return chunk_requests.has(request);
-    case Method::kRaft: co_return transport.receive(*from, request);
-    case Method::kReadSnapshot: co_return co_await transport.serve_snapshot(std::move(request));
+    case Method::kOpenSession:
+      co_return co_await sessions.open(std::move(request));
+    case Method::kRenewSession:
+      co_return co_await sessions.renew(std::move(request));
+    case Method::kCloseSession:
+      co_return co_await sessions.close(std::move(request));
+    case Method::kBindCallbacks:
+      co_return sessions.bind(from, request);
+    case Method::kLookup:
+      co_return co_await reads.lookup(std::move(request));
+    case Method::kGetAttr:
+      co_return co_await reads.getattr(std::move(request));
+    case Method::kReadDir:
+      co_return co_await reads.readdir(std::move(request));
+    case Method::kOpen:
+      co_return co_await reads.open(std::move(request));
+    case Method::kContent:
+      co_return co_await reads.content(std::move(request));
+    case Method::kGetXattrs:
+      co_return co_await reads.xattrs(std::move(request));
+    case Method::kStatFs:
+      co_return co_await reads.statfs(std::move(request));
+    case Method::kMutate:
+      co_return co_await mutations.mutate(std::move(request));
+    case Method::kQueryChunks:
+      co_return co_await chunk_requests.query(std::move(request));
+    case Method::kPutChunk:
+      co_return co_await chunk_requests.put(std::move(request));
+    case Method::kGetChunk:
+      co_return co_await chunk_requests.get(std::move(from), std::move(request));
+    case Method::kReplicateChunk:
+      co_return co_await chunk_requests.replicate(std::move(request));
+    case Method::kHasChunks:
+      co_return chunk_requests.has(request);
+    case Method::kRaft:
+      co_return transport.receive(*from, request);
+    case Method::kReadSnapshot:
+      co_return co_await transport.serve_snapshot(std::move(request));
     case Method::kStatus: {
       Response response;
       response.body = encode(owner->status());
       co_return response;
     }
-    case Method::kDigest: co_return co_await admin.digest(std::move(request));
-    case Method::kTransferPrimary: co_return co_await admin.transfer(std::move(request));
+    case Method::kDigest:
+      co_return co_await admin.digest(std::move(request));
+    case Method::kTransferPrimary:
+      co_return co_await admin.transfer(std::move(request));
     case Method::kSessions: {
       Response response;
       response.body = encode(sessions.list());
       co_return response;
     }
-    case Method::kCallback: break;  // ours to send, not to receive
+    case Method::kCallback:
+      break;  // ours to send, not to receive
   }
   node.count("unsupported_requests");
   co_return failed(Errc::kUnsupported);

@@ -3,7 +3,8 @@
 //
 // The node answers its clients and its peers on one listener; each Method has its coroutine in one
 // of the *_service.cc files. Nothing here knows real time, threads or sockets, so a simulation can
-// start a node, destroy it at any moment (after SimEnv::crash()) and start it again on the same disk.
+// start a node, destroy it at any moment (after SimEnv::crash()) and start it again on the same
+// disk.
 //
 // The data directory: log/ (replicated log), meta/ (the store), chunks/, snapshots/, times (which
 // log index was applied when), reserve (room for the last breath of a full disk). node.toml and the
@@ -80,14 +81,15 @@ class Node final : public Handler {
   using StoreFactory = std::function<Result<std::unique_ptr<KvStore>>(const std::string& dir)>;
   using Fatal = std::function<void(const std::string& reason)>;
 
-  /// `env` and `network` outlive the node. `fatal` is called at most once, from the executor, and must
-  /// not destroy the node at once.
+  /// `env` and `network` outlive the node. `fatal` is called at most once, from the executor, and
+  /// must not destroy the node at once.
   Node(Env& env, Network& network, NodeConfig config, StoreFactory store, Fatal fatal);
   /// In production stop() first. In a simulation after SimEnv::crash().
   ~Node() override;
 
   /// Opens everything in the data directory (made if it is not there), listens and takes part.
-  /// On an error `why()` is a sentence for the operator; the node is then only good to be destroyed.
+  /// On an error `why()` is a sentence for the operator; the node is then only good to be
+  /// destroyed.
   Task<void> start();
   const std::string& why() const;
   /// Hands over the role if it is primary, lets requests end (for a short while), flushes and

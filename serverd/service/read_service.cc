@@ -93,7 +93,8 @@ asio::awaitable<Response> ReadService::readdir(Request request) {
       full = used > budget && !reply.entries.empty();
       if (full) break;
       after = dirent.cookie;
-      ReadDirReply::Entry entry{std::move(dirent.name), dirent.inode, dirent.type, dirent.cookie, {}, false};
+      ReadDirReply::Entry entry{std::move(dirent.name), dirent.inode, dirent.type,
+                                dirent.cookie,          {},           false};
       if (message->with_attributes) {
         auto attr = node_.ns->attr(dirent.inode);
         if (!attr) co_return failed(attr.error());
@@ -117,7 +118,8 @@ asio::awaitable<Response> ReadService::open(Request request) {
     if (auto status = co_await readable(node_); !status) co_return refused(status.error());
     // Whoever takes the last link has asked already who has it open: this one comes after that.
     if (!node_.leases.losing_last_link(message->inode)) break;
-    if (const std::error_code stop = co_await node_.env.sleep_for(1ms); stop) co_return failed(Errc::kShuttingDown);
+    if (const std::error_code stop = co_await node_.env.sleep_for(1ms); stop)
+      co_return failed(Errc::kShuttingDown);
   }
   auto attr = node_.ns->attr(message->inode);
   if (!attr) co_return failed(attr.error());
@@ -133,7 +135,8 @@ asio::awaitable<Response> ReadService::open(Request request) {
     } else if (content->kind == ContentKind::kChunks) {
       reply.content = OpenReply::Content::kChunks;
       for (auto& patch : content->patches) {
-        reply.patches.push_back({patch.offset_bytes, static_cast<std::uint32_t>(patch.bytes.size())});
+        reply.patches.push_back(
+            {patch.offset_bytes, static_cast<std::uint32_t>(patch.bytes.size())});
         payload += patch.bytes;
       }
       const std::size_t left = kContentPayloadMax - std::min(payload.size(), kContentPayloadMax);

@@ -43,7 +43,8 @@ asio::awaitable<Response> SessionService::open(Request request) {
     if (!node_.sessions.opened(session, node_.env.now())) {
       // The one that this client had is being ended: it shall get a new one.
       while (node_.serves(term) && node_.sessions.is_ending(session)) {
-        if (const std::error_code stop = co_await node_.serving_changed.wait(); stop) co_return failed(Errc::kShuttingDown);
+        if (const std::error_code stop = co_await node_.serving_changed.wait(); stop)
+          co_return failed(Errc::kShuttingDown);
       }
       continue;
     }
@@ -124,7 +125,8 @@ SessionList SessionService::list() const {
     item.host = session.host;
     item.mount_point = session.mount_point;
     if (node_.serving) {
-      item.lease_left_ms = static_cast<std::uint64_t>(node_.sessions.lease_left(session.id, now) / 1ms);
+      item.lease_left_ms =
+          static_cast<std::uint64_t>(node_.sessions.lease_left(session.id, now) / 1ms);
       item.leases = node_.leases.leases_of(session.id);
     }
     result.sessions.push_back(std::move(item));
@@ -157,7 +159,8 @@ asio::awaitable<void> SessionService::expire(Term term) {
       command.sessions = due;
       auto result = co_await node_.propose_own(std::move(command));
       if (!result && result.error() == Errc::kNotPrimary) co_return;
-      if (result && node_.serves(term)) on_sessions_ended(due);  // also those the state did not know
+      if (result && node_.serves(term))
+        on_sessions_ended(due);  // also those the state did not know
     }
     for (const SessionId session : node_.sessions.all()) node_.callbacks->evict(session);
     if (const std::error_code stop = co_await node_.env.sleep_for(kExpiryTick); stop) co_return;

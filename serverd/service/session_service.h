@@ -1,7 +1,8 @@
 // Sessions at the primary: opening, renewing, binding callbacks, closing and expiring them.
 //
 // The end of a session is a command in the log, so that every node fences it at the same place;
-// until it is applied the session holds up what waits for its callbacks. Thread-safety: the node's executor.
+// until it is applied the session holds up what waits for its callbacks. Thread-safety: the node's
+// executor.
 #pragma once
 
 #include "serverd/service/node_context.h"

@@ -1,5 +1,6 @@
-// Many coroutines wait for something to change, somebody wakes them all: each looks again at what it
-// waits for. The many-waiter sister of common/io/waiter.h, and like it a timer that never expires.
+// Many coroutines wait for something to change, somebody wakes them all: each looks again at what
+// it waits for. The many-waiter sister of common/io/waiter.h, and like it a timer that never
+// expires.
 //
 // Thread-safety: one executor. The Signal outlives the waits.
 #pragma once

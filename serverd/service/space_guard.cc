@@ -41,7 +41,9 @@ asio::awaitable<void> SpaceGuard::watch() {
       for (const NodeId peer : node_.peers->others()) node_.tasks.spawn("ask for space", ask(peer));
     }
     co_await keep_reserve_file();
-    if (const std::error_code stop = co_await node_.env.sleep_for(node_.config.space_interval); stop) co_return;
+    if (const std::error_code stop = co_await node_.env.sleep_for(node_.config.space_interval);
+        stop)
+      co_return;
   }
 }
 
@@ -55,8 +57,9 @@ asio::awaitable<void> SpaceGuard::look() {
   own_ = *space;
   own_known_ = true;
   if (had_room && !has_room_here()) {
-    spdlog::warn("node {}: only {} MiB are free under {}: writes are refused (ENOSPC); free some room",
-                 node_.config.self.value(), own_.free_bytes >> 20, node_.config.data_dir);
+    spdlog::warn(
+        "node {}: only {} MiB are free under {}: writes are refused (ENOSPC); free some room",
+        node_.config.self.value(), own_.free_bytes >> 20, node_.config.data_dir);
   } else if (!had_room && has_room_here()) {
     spdlog::info("node {}: there is room again under {}", node_.config.self.value(),
                  node_.config.data_dir);
