@@ -193,7 +193,10 @@ Task<void> FileSystem::do_rename(LoopContext& at, Credentials who, NodeHandle pa
     table_.set_entry(*from, name, InodeId{}, reply->stamp, reply->parent_leased, kOwn);
     table_.set_entry(*to, new_name, reply->attr->inode, reply->stamp, to_leased, kOwn);
   }
-  if (!exchanged) {
+  if (exchanged) {
+    // Its attributes changed too, and our lease on them was not called back.
+    if (reply->removed) table_.apply(*reply->removed, reply->stamp, reply->removed_leased);
+  } else {
     apply_removed(*reply);
     if (told_open && reply->removed && reply->removed->nlink == 0 &&
         !file_in_use(reply->removed->inode)) {

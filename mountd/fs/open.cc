@@ -406,9 +406,10 @@ void FileSystem::close_handle(LoopContext& at, std::uint64_t fh) {
     background(at, "close writer", close_writer(at, file));
     return;
   }
-  if (last && !file->mapped.load()) {
-    const auto view = table_.find(file->node);
-    if (view && view->attr_known && view->attr.nlink == 0) release_orphan(file->inode);
+  const auto view = last ? table_.find(file->node) : std::nullopt;
+  if (view && view->attr_known && view->attr.nlink == 0 && file->writers.load() == 0) {
+    background(at, "close unlinked", close_writer(at, file));  // lets the orphan and its copy go
+    return;
   }
   unhold(file);
 }
