@@ -1,0 +1,102 @@
+// A model of mountd over the real client: it caches attributes, entries, listings, xattrs and
+// content under leases by the rules of mountd/fs/node_table.h, keeps open files at the version they
+// opened, and commits on close. Everything it is told, and everything it answers from its cache,
+// goes by the oracle.
+//
+// Thread-safety: none; the client's executor.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <unordered_map>
+
+#include "mountd/client/cluster_client.h"
+#include "test/sim/cluster/world.h"
+
+namespace fermata::test {
+
+class SimMount final : public mountd::SessionKeeper::Events {
+ public:
+  SimMount(World& world, Env& env, mountd::ClusterClient& client, mountd::ClientSession& session,
+           std::string name);
+
+  /// None: there is no such entry.
+  Task<std::optional<Attr>> lookup(InodeId parent, std::string name);
+  Task<Attr> getattr(InodeId inode);
+  Task<std::map<std::string, InodeId>> readdir(InodeId directory);
+  Task<std::map<std::string, std::string>> getxattrs(InodeId inode);
+
+  struct Open {
+    InodeId inode;
+    Version version;
+    serverd::Content content;
+    SessionId session;
+  };
+  Task<std::shared_ptr<Open>> open(InodeId inode);
+  /// Every byte of what was opened.
+  Task<void> read(std::shared_ptr<Open> file);
+  enum class Shape : std::uint8_t { kInline, kChunks, kPatch };
+  /// Writes something never written before. A stale base is refused, or put over what is newer.
+  Task<void> commit(std::shared_ptr<Open> file, Shape shape, bool replace_newer);
+  Task<void> close(std::shared_ptr<Open> file);
+
+  Task<Attr> create(InodeId parent, std::string name, FileType type, bool exclusive);
+  Task<void> link(InodeId inode, InodeId parent, std::string name);
+  Task<void> unlink(InodeId parent, std::string name);
+  Task<void> rmdir(InodeId parent, std::string name);
+  Task<void> rename(RenameOp op);
+  Task<void> chmod(InodeId inode, std::uint32_t mode);
+  Task<void> setxattr(InodeId inode, std::string name);
+  Task<void> removexattr(InodeId inode, std::string name);
+
+  // SessionKeeper::Events.
+  boost::asio::awaitable<CallbackReply> on_callback(CallbackRequest request) override;
+  boost::asio::awaitable<void> on_leases_void(Stamp stamp) override;
+  boost::asio::awaitable<void> on_new_session(SessionId fresh) override;
+
+ private:
+  struct Dentry {
+    InodeId child;  ///< none: surely absent
+    Stamp stamp;
+  };
+  struct Inode {
+    std::optional<Attr> attr;
+    Stamp stamp;
+    bool leased = false;
+    Stamp called_back;
+    std::optional<std::map<std::string, std::string>> xattrs;
+    Stamp xattrs_stamp;
+    std::optional<serverd::Content> content;  ///< some version's, whole
+    std::map<std::string, Dentry> entries;
+    std::optional<std::map<std::string, InodeId>> listing;
+    Stamp listing_stamp;
+    std::uint64_t changes = 0;  ///< of entries by own mutations and callbacks
+    unsigned holds = 0;         ///< opens, also on their way
+    bool maybe_orphan = false;
+  };
+
+  bool holds(Stamp stamp) const;
+  bool attr_valid(const Inode& inode) const;
+  void apply(const Attr& attr, Stamp stamp, bool leased);
+  void set_entry(InodeId parent, const std::string& name, InodeId child, Stamp stamp, bool leased,
+                 bool own);
+  /// What a mutation's answer says of attributes.
+  void take(const MutationReply& reply);
+  Task<MutationReply> mutate(Mutation op, std::string payload = {});
+  Task<std::shared_ptr<Open>> do_open(InodeId inode);
+  Task<std::string> put_chunks(std::string token);
+  std::string token();
+
+  World& world_;
+  Env& env_;
+  mountd::ClusterClient& client_;
+  mountd::ClientSession& session_;
+  const std::string name_;
+  std::unordered_map<InodeId, Inode> inodes_;
+  std::set<std::uint64_t> own_;  ///< mutations on their way, as the oracle numbers them
+  std::uint64_t next_token_ = 1;
+};
+
+}  // namespace fermata::test
