@@ -75,7 +75,7 @@ struct Command {
 struct CommandResult {
   std::uint32_t error = 0;  ///< to_wire() form; 0 is success
   InodeId inode;            ///< created, linked, committed, changed, moved
-  InodeId removed;          ///< lost a name
+  InodeId removed;          ///< lost a name; exchanged: the other inode
   SessionId session;        ///< OpenSession
   Epoch epoch;              ///< OpenSession
   Version version;          ///< Commit

@@ -355,7 +355,8 @@ struct MutationReply {
   std::optional<Attr> new_parent;  ///< rename across directories
   bool new_parent_leased = false;
   std::optional<Attr>
-      removed;  ///< what lost a name: unlink, rmdir, a rename's target (nlink may be 0)
+      removed;  ///< what lost a name: unlink, rmdir, a rename's target (nlink may be 0); of an
+                ///< exchange the other inode
   bool removed_leased = false;
   Version version;  ///< commit: the new version
 };

@@ -29,7 +29,7 @@ Task<std::set<SessionId>> Callbacks::break_leases(std::map<SessionId, CallbackRe
     node_.count("callbacks");
     node_.tasks.spawn("callback", deliver(session, std::move(request), breaking, term));
   }
-  breakings_.insert(breaking);
+  breakings_.push_back(breaking);
   Result<std::set<SessionId>> result = Errc::kNotPrimary;
   for (;;) {
     if (breaking->aborted) break;
@@ -42,7 +42,7 @@ Task<std::set<SessionId>> Callbacks::break_leases(std::map<SessionId, CallbackRe
       break;
     }
   }
-  breakings_.erase(breaking);
+  std::erase(breakings_, breaking);
   co_return result;
 }
 

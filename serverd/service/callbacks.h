@@ -49,7 +49,7 @@ class Callbacks {
 
   NodeContext& node_;
   Signal impatient_;
-  std::set<std::shared_ptr<Breaking>> breakings_;
+  std::vector<std::shared_ptr<Breaking>> breakings_;  // in order of making: the same every run
   std::set<SessionId> evicting_;
 };
 

@@ -20,6 +20,35 @@ std::uint32_t lease_ms(const NodeContext& node) {
 }
 }  // namespace
 
+struct SessionService::Opening {
+  explicit Opening(const asio::any_io_executor& executor) : changed(executor) {}
+  OpenSessionCommand command;
+  Term term;
+  enum class Outcome : std::uint8_t { kOpened, kGone, kEnding } outcome = Outcome::kGone;
+  std::optional<Result<CommandResult>> result;
+  Signal changed;
+};
+
+asio::awaitable<void> SessionService::enter(std::shared_ptr<Opening> opening) {
+  opening->result = co_await register_session(opening);
+  opening->changed.notify_all();
+}
+
+Task<CommandResult> SessionService::register_session(std::shared_ptr<Opening> opening) {
+  FM_CO_TRY(auto result, co_await node_.propose_own(opening->command));
+  if (result.error != 0 || !node_.serves(opening->term)) co_return result;
+  FM_CO_TRY(const auto registered, node_.ns->session(result.session));
+  if (!registered) co_return result;  // closed before this coroutine came to see it
+  if (!node_.sessions.opened(result.session, node_.env.now())) {
+    opening->outcome = Opening::Outcome::kEnding;
+    co_return result;
+  }
+  node_.leases.add_session(result.session);
+  node_.epochs[result.session] = result.epoch;
+  opening->outcome = Opening::Outcome::kOpened;
+  co_return result;
+}
+
 asio::awaitable<Response> SessionService::open(Request request) {
   auto message = decode<OpenSessionRequest>(request.body);
   if (!message) co_return failed(message.error());
@@ -31,25 +60,28 @@ asio::awaitable<Response> SessionService::open(Request request) {
       co_return failed(std::errc::too_many_files_open_in_system);
     }
     const Term term = node_.term;
-    OpenSessionCommand command{message->client_id, message->host, message->mount_point};
-    auto result = co_await node_.propose_own(std::move(command));
+    auto opening = std::make_shared<Opening>(node_.env.executor());
+    opening->command = {message->client_id, message->host, message->mount_point};
+    opening->term = term;
+    node_.tasks.spawn("open session", enter(opening));
+    while (!opening->result) {
+      if (const std::error_code stop = co_await opening->changed.wait(); stop) co_return failed(stop);
+    }
+    const Result<CommandResult>& result = *opening->result;
     if (!result) co_return failed(result.error());
     if (result->error != 0) co_return failed(from_wire(result->error));
     if (!node_.serves(term)) co_return not_primary(node_);
     const SessionId session = result->session;
-    auto registered = node_.ns->session(session);
-    if (!registered) co_return failed(registered.error());
-    if (!*registered) continue;  // closed before this coroutine came to see it
-    if (!node_.sessions.opened(session, node_.env.now())) {
+    if (opening->outcome == Opening::Outcome::kGone) continue;
+    if (opening->outcome == Opening::Outcome::kEnding) {
       // The one that this client had is being ended: it shall get a new one.
       while (node_.serves(term) && node_.sessions.is_ending(session)) {
-        if (const std::error_code stop = co_await node_.serving_changed.wait(); stop)
+        if (const std::error_code stop = co_await node_.serving_changed.wait(); stop) {
           co_return failed(Errc::kShuttingDown);
+        }
       }
       continue;
     }
-    node_.leases.add_session(session);
-    node_.epochs[session] = result->epoch;
     spdlog::debug("session {} opened for {} at {}", session.value(), message->host,
                   message->mount_point);
     OpenSessionReply reply;

@@ -28,6 +28,12 @@ class SessionService {
   void on_disconnect(const Connection* connection) { node_.sessions.unbind(connection); }
 
  private:
+  /// A registration on its way. It goes on when the request that wanted it is given up: a session
+  /// in the state that this primary does not count down would never end.
+  struct Opening;
+  boost::asio::awaitable<void> enter(std::shared_ptr<Opening> opening);
+  Task<CommandResult> register_session(std::shared_ptr<Opening> opening);
+
   NodeContext& node_;
 };
 

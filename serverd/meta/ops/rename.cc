@@ -50,6 +50,7 @@ Outcome exchange(OpContext& context, Parents& parents, Dirent source, Dirent tar
     return refuse(std::errc::too_many_links);
   CommandResult result;
   result.inode = source.inode;
+  result.removed = target.inode;  // changed too: its holder must hear of it
   FM_CHECK(txn.put_inode(source.inode, std::move(moved)));
   FM_CHECK(txn.put_inode(target.inode, std::move(back)));
   std::swap(source.inode, target.inode);  // names and cookies stay where they are
