@@ -105,13 +105,15 @@ asio::awaitable<void> ChunkFetcher::compare() {
 
 void ChunkFetcher::start_fetches() {
   const TimePoint now = node_.env.now();
+  std::vector<ChunkId> due;  // first all, then begin: a fetch may end, and leave the map, at once
   for (auto& [id, missing] : missing_) {
     if (busy_ >= node_.config.fetch_parallel) break;
     if (missing.busy || missing.not_before > now) continue;
     missing.busy = true;
     ++busy_;
-    node_.tasks.spawn("fetch chunk", fetch_one(id));
+    due.push_back(id);
   }
+  for (const ChunkId& id : due) node_.tasks.spawn("fetch chunk", fetch_one(id));
 }
 
 asio::awaitable<void> ChunkFetcher::fetch_one(ChunkId id) {

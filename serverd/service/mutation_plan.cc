@@ -129,33 +129,38 @@ struct Replier {
     attr = std::move(*found);
     return leases.grant(session, inode);
   }
-  bool entry(InodeId parent, const std::string& name) {
+  /// The client takes it that the name leads to `child` (none: to nothing). Other mutations may have
+  /// been applied since this one, whose callbacks went out before this lease was there.
+  bool entry(InodeId parent, const std::string& name, InodeId child) {
+    const auto now = state.lookup(parent, name);
+    if (!now || (*now ? (*now)->inode : InodeId()) != child) return false;
     return leases.grant_entry(session, parent, name);
   }
 
   void operator()(const CreateOp& op) {
     reply.leased = fill(result.inode, reply.attr);
-    const bool named = entry(op.parent, op.name);
+    const bool named = entry(op.parent, op.name, result.inode);
     reply.parent_leased = fill(op.parent, reply.parent) && named;
     leases.opened(session, result.inode, reply.leased);  // the create half of an open
   }
   void operator()(const LinkOp& op) {
     reply.leased = fill(op.inode, reply.attr);
-    const bool named = entry(op.parent, op.name);
+    const bool named = entry(op.parent, op.name, op.inode);
     reply.parent_leased = fill(op.parent, reply.parent) && named;
   }
   void operator()(const UnlinkOp& op) { lost(op.parent, op.name); }
   void operator()(const RmdirOp& op) { lost(op.parent, op.name); }
   void lost(InodeId parent, const std::string& name) {
-    const bool named = entry(parent, name);
+    const bool named = entry(parent, name, InodeId());
     reply.parent_leased = fill(parent, reply.parent) && named;
     reply.removed_leased = fill(result.removed, reply.removed);
     if (!reply.removed && result.removed) leases.forget_inode(result.removed);
   }
   void operator()(const RenameOp& op) {
     reply.leased = fill(result.inode, reply.attr);
-    const bool old_named = entry(op.parent, op.name);
-    const bool new_named = entry(op.new_parent, op.new_name);
+    const bool exchanged = (op.flags & RenameOp::kExchange) != 0;
+    const bool old_named = entry(op.parent, op.name, exchanged ? result.removed : InodeId());
+    const bool new_named = entry(op.new_parent, op.new_name, result.inode);
     if (op.parent == op.new_parent) {
       reply.parent_leased = fill(op.parent, reply.parent) && old_named && new_named;
     } else {

@@ -476,13 +476,13 @@ Task<void> SimMount::rename(RenameOp op) {
   }
   Mutation mutation = op;
   FM_CO_TRY(const auto reply, co_await mutate(std::move(mutation)));
-  // What the names lead to now is asked again: an exchange, or two names of one file, keep both.
-  const bool plain = (op.flags & RenameOp::kExchange) == 0 && reply.attr && reply.attr->nlink == 1;
-  const bool leased =
-      reply.parent_leased && (op.parent == op.new_parent || reply.new_parent_leased);
-  set_entry(op.parent, op.name, InodeId(), reply.stamp, plain && leased, true);
-  set_entry(op.new_parent, op.new_name, plain ? reply.attr->inode : InodeId(), reply.stamp,
-            plain && leased, true);
+  const bool exchanged = (op.flags & RenameOp::kExchange) != 0;
+  const bool known = !exchanged && reply.attr;  // what else an exchange put there is asked again
+  const bool to_leased =
+      op.parent == op.new_parent ? reply.parent_leased : reply.new_parent_leased;
+  set_entry(op.parent, op.name, InodeId(), reply.stamp, known && reply.parent_leased, true);
+  set_entry(op.new_parent, op.new_name, known ? reply.attr->inode : InodeId(), reply.stamp,
+            known && to_leased, true);
   co_return Status();
 }
 
