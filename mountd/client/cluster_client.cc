@@ -3,13 +3,30 @@
 #include <spdlog/spdlog.h>
 
 #include "common/base/limits.h"
+#include "common/io/task_group.h"
 #include "common/wire/message_codec.h"
 #include "mountd/client/router.h"
 
 namespace fermata::mountd {
 
 struct ClusterClient::Impl {
+  explicit Impl(std::shared_ptr<Router> router_in)
+      : router(std::move(router_in)), tasks(router->env().executor()) {}
+
   std::shared_ptr<Router> router;
+  TaskGroup tasks;
+
+  /// A mutation was given up without knowing its outcome. Its own client is not called back for it,
+  /// so no lease holds until a later mutation has been answered that said, by answered_below, that
+  /// the old one is not waited for: then it was carried out before that answer, or never will be.
+  void settle(SessionId id, Sequence given_up) {
+    if (router->stopped() || router->session().id() != id) return;
+    router->session().begin_unsettled();
+    router->map().report_unsettled();
+    tasks.spawn("settle", settle_task(router, id, given_up));
+  }
+  static boost::asio::awaitable<void> settle_task(std::shared_ptr<Router> router, SessionId id,
+                                                  Sequence given_up);
 
   ReadHeader header(Credentials cred) const {
     return {router->session().id(), router->session().epoch(), std::move(cred)};
@@ -42,16 +59,46 @@ struct ClusterClient::Impl {
   }
 };
 
-ClusterClient::ClusterClient(Env& env, Network& network, ClientSession& session,
-                             std::shared_ptr<ClusterMap> map, ClientOptions options)
-    : impl_(std::make_shared<Impl>()) {
-  impl_->router =
-      std::make_shared<Router>(env, network, session, std::move(map), std::move(options));
+boost::asio::awaitable<void> ClusterClient::Impl::settle_task(std::shared_ptr<Router> router,
+                                                              SessionId id, Sequence given_up) {
+  ClientSession& session = router->session();
+  Stamp stamp;
+  while (!router->stopped() && session.id() == id) {
+    const std::error_code stop = co_await router->env().sleep_for(std::chrono::milliseconds(10));
+    if (stop) co_return;  // the mount ends
+    if (session.answered_below() <= given_up) continue;  // an older one is still on its way
+    MutationRequest request;
+    request.session = id;
+    request.epoch = session.epoch();
+    request.sequence = session.begin_mutation();
+    request.answered_below = session.answered_below();
+    request.op = ReleaseOrphansOp{};
+    std::string body = encode(request);
+    Result<Router::Answer> answer = Errc::kShuttingDown;
+    if (request.answered_below > given_up) {
+      answer = co_await router->call_primary(Method::kMutate, std::move(body), {});
+    }
+    session.finish_mutation(request.sequence);
+    if (!answer || answer->response.error) continue;
+    const auto reply = decode<MutationReply>(answer->response.body);
+    if (!reply) continue;
+    stamp = reply->stamp;
+    break;
+  }
+  session.settled(stamp);  // none: another session's leases have nothing to do with it
 }
 
-ClusterClient::~ClusterClient() { impl_->router->stop(); }
+ClusterClient::ClusterClient(Env& env, Network& network, ClientSession& session,
+                             std::shared_ptr<ClusterMap> map, ClientOptions options)
+    : impl_(std::make_shared<Impl>(std::make_shared<Router>(env, network, session, std::move(map),
+                                                            std::move(options)))) {}
 
-void ClusterClient::stop() { impl_->router->stop(); }
+ClusterClient::~ClusterClient() { stop(); }
+
+void ClusterClient::stop() {
+  impl_->router->stop();
+  impl_->tasks.cancel_all();
+}
 
 std::shared_ptr<Router> ClusterClient::router() { return impl_->router; }
 
@@ -133,7 +180,8 @@ Task<Opened> ClusterClient::open(Credentials cred, InodeId inode, Version have) 
 }
 
 Task<MutationReply> ClusterClient::mutate(Credentials cred, Mutation op, Buffer payload) {
-  const auto router = impl_->router;
+  const auto impl = impl_;
+  const auto router = impl->router;
   ClientSession& session = router->session();
   for (;;) {
     if (!session.id()) FM_CO_CHECK(co_await router->wait_for_session(SessionId()));
@@ -146,7 +194,10 @@ Task<MutationReply> ClusterClient::mutate(Credentials cred, Mutation op, Buffer 
     request.op = op;
     auto answer = co_await router->call_primary(Method::kMutate, encode(request), payload);
     session.finish_mutation(request.sequence);
-    if (!answer) co_return answer.error();
+    if (!answer) {
+      if (answer.error() != Errc::kTooLarge) impl->settle(request.session, request.sequence);
+      co_return answer.error();
+    }
     const std::error_code error = answer->response.error;
     if (error == Errc::kSessionExpired || error == Errc::kStaleEpoch) {
       if (answer->was_uncertain) {

@@ -63,6 +63,20 @@ void ClusterMap::report_lost(SessionId session) {
   if (on_lost) on_lost(session);
 }
 
+void ClusterMap::report_unsettled() {
+  std::function<void()> on_unsettled;
+  {
+    MutexLock lock(mutex_);
+    on_unsettled = on_unsettled_;
+  }
+  if (on_unsettled) on_unsettled();
+}
+
+void ClusterMap::set_on_unsettled(std::function<void()> on_unsettled) {
+  MutexLock lock(mutex_);
+  on_unsettled_ = std::move(on_unsettled);
+}
+
 void ClusterMap::set_on_lost(std::function<void(SessionId)> on_lost) {
   MutexLock lock(mutex_);
   on_lost_ = std::move(on_lost);

@@ -33,6 +33,9 @@ class ClusterMap {
   /// Somebody was told that `session` is over: the keeper opens a new one.
   void report_lost(SessionId session);
   void set_on_lost(std::function<void(SessionId)> on_lost);
+  /// Leases ceased to hold for a while (ClientSession::begin_unsettled): the kernel must hear of it.
+  void report_unsettled();
+  void set_on_unsettled(std::function<void()> on_unsettled);
 
  private:
   std::vector<std::string> nodes_locked() const FM_REQUIRES(mutex_);
@@ -43,6 +46,7 @@ class ClusterMap {
   std::string primary_ FM_GUARDED_BY(mutex_);
   ClusterId cluster_ FM_GUARDED_BY(mutex_);
   std::function<void(SessionId)> on_lost_ FM_GUARDED_BY(mutex_);
+  std::function<void()> on_unsettled_ FM_GUARDED_BY(mutex_);
 };
 
 }  // namespace fermata::mountd

@@ -33,7 +33,15 @@ void ClientSession::renewed(TimePoint lease_until) {
 }
 
 void ClientSession::void_leases_below(Stamp stamp) {
-  valid_from_.store(stamp.value(), std::memory_order_release);
+  std::uint64_t now = valid_from_.load(std::memory_order_acquire);
+  while (now < stamp.value() &&
+         !valid_from_.compare_exchange_weak(now, stamp.value(), std::memory_order_acq_rel)) {
+  }
+}
+
+void ClientSession::settled(Stamp stamp) {
+  void_leases_below(stamp);
+  unsettled_.fetch_sub(1, std::memory_order_acq_rel);
 }
 
 void ClientSession::lost() {

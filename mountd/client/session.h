@@ -29,7 +29,7 @@ class ClientSession {
   /// True while what was cached under `stamp` may be used without asking (callbacks aside).
   bool lease_holds(Stamp stamp) const {
     return stamp.value() >= valid_from_.load(std::memory_order_acquire) &&
-           clock_.now() < lease_until();
+           unsettled_.load(std::memory_order_acquire) == 0 && clock_.now() < lease_until();
   }
   /// When the session lease ends unless it is renewed: kernel timeouts must not outlive it.
   TimePoint lease_until() const {
@@ -43,6 +43,11 @@ class ClientSession {
   void finish_mutation(Sequence sequence);
   Sequence answered_below() const;
 
+  // A mutation that was given up may still be carried out, and nobody calls its own client back:
+  // from begin_unsettled() on no lease holds, after settled() those stamped later than `stamp` do.
+  void begin_unsettled() { unsettled_.fetch_add(1, std::memory_order_acq_rel); }
+  void settled(Stamp stamp);
+
   // For the SessionKeeper.
   void opened(SessionId id, Epoch epoch, Stamp valid_from, TimePoint lease_until);
   void renewed(TimePoint lease_until);
@@ -54,6 +59,7 @@ class ClientSession {
   std::atomic<std::uint64_t> id_{0};
   std::atomic<std::uint64_t> epoch_{0};
   std::atomic<std::uint64_t> valid_from_{~0ULL};
+  std::atomic<std::uint32_t> unsettled_{0};
   std::atomic<Duration::rep> lease_until_{0};
   mutable Mutex mutex_;
   std::set<std::uint64_t> open_ FM_GUARDED_BY(mutex_);

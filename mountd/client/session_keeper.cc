@@ -219,10 +219,16 @@ struct SessionKeeper::Impl final : Handler, std::enable_shared_from_this<Session
     co_await events.on_leases_void(make_stamp(Term(term.value() + 1), 0));
   }
 
+  static asio::awaitable<void> void_caches_of(std::shared_ptr<Impl> self);
+
   void on_lost(SessionId id) {
     if (id && id == session.id()) wake.notify();  // the renewal finds out what is true
   }
 };
+
+asio::awaitable<void> SessionKeeper::Impl::void_caches_of(std::shared_ptr<Impl> self) {
+  co_await self->events.on_leases_void(make_stamp(Term(self->term.value() + 1), 0));
+}
 
 SessionKeeper::SessionKeeper(Env& env, Network& network, ClusterClient& client,
                              ClientSession& session, Events& events)
@@ -233,11 +239,20 @@ SessionKeeper::SessionKeeper(Env& env, Network& network, ClusterClient& client,
           if (const auto impl = weak.lock()) impl->on_lost(id);
         });
       });
+  impl_->router->map().set_on_unsettled(
+      [weak = std::weak_ptr<Impl>(impl_), executor = env.executor()] {
+        asio::post(executor, [weak] {
+          if (const auto impl = weak.lock()) {
+            impl->tasks.spawn("void kernel caches", Impl::void_caches_of(impl));
+          }
+        });
+      });
 }
 
 SessionKeeper::~SessionKeeper() {
   impl_->stopping = true;
   impl_->router->map().set_on_lost({});
+  impl_->router->map().set_on_unsettled({});
   impl_->tasks.cancel_all();
   impl_->drop_connection();
 }
