@@ -67,13 +67,15 @@ chmod 640 notes/hello.txt
 show ls -li notes
 
 title "A real source tree"
-tar -C /usr -cf "$work/include.tar" include
+trees=()
+for tree in include/linux include/asm-generic include/boost/asio include/rocksdb; do [[ -d /usr/$tree ]] && trees+=("$tree"); done
+tar -C /usr -cf "$work/include.tar" "${trees[@]}"
 mkdir src
 show tar --no-same-owner -C src -xf "$work/include.tar"
 files=$(find src -type f | wc -l)
 echo "$files files"
-(cd /usr/include && find . -type f -exec sha256sum {} + | sort -k2) > "$work/sums"
-(cd src/include && sha256sum --quiet -c "$work/sums") || fail "the tree differs from what was packed"
+(cd /usr && find "${trees[@]}" -type f -exec sha256sum {} + | sort -k2) > "$work/sums"
+(cd src && sha256sum --quiet -c "$work/sums") || fail "the tree differs from what was packed"
 echo "all checksums equal"
 
 title "git"
