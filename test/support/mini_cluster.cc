@@ -121,6 +121,7 @@ std::string MiniCluster::bin(const std::string& program) const {
 MiniCluster::MiniCluster(Options options) {
   char name[] = "/tmp/fermata-test.XXXXXX";
   if (mkdtemp(name) == nullptr) throw std::runtime_error("mkdtemp failed");
+  chmod(name, 0755);  // tests look at it as other users, too
   dir_ = name;
   dir_ += "/c";
   std::string command = "mini start --dir " + dir_ + " --nodes " + std::to_string(options.nodes);
