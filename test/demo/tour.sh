@@ -111,7 +111,8 @@ fio --name=tour --filename=fio.dat --size=64m --rw=randrw --bs=4k --runtime=3 --
 rm -f fio.dat
 
 title "What is cached, and how the nodes are"
-"$fermata" cache ls "$mnt" | head -6
+"$fermata" cache ls "$mnt" > "$work/cached"
+head -n 6 "$work/cached"
 show "$fermata" status "$dir/servers"
 
 title "Kill the primary with SIGKILL while files are copied"
