@@ -124,7 +124,12 @@ Status SnapshotStore::check_file(std::uint64_t id, const SnapshotDescriptor::Fil
   const std::string path = incoming_path(id) + "/" + file.name;
   FM_TRY(const auto part, disk_.open(path, Disk::Mode::kReadWrite));
   FM_TRY(const auto found, measure(*part, file.name));
-  if (found == file) return part->sync();
+  if (found == file) {
+    const Status synced = part->sync();
+    // What a failed sync was to write may be lost, and a second one would not say so: fetch anew.
+    if (!synced) (void)disk_.remove(path);
+    return synced;
+  }
   FM_CHECK(disk_.remove(path));
   return Errc::kHashMismatch;
 }

@@ -24,7 +24,7 @@ Character draw_character(SeededRandom& random) {
     return all[random.below(all.size())];
   };
   c.nodes = random.chance(1, 10) ? 5 : 3;
-  c.clients = 2 + static_cast<unsigned>(random.below(2));
+  c.clients = 1 + static_cast<unsigned>(random.below(3));
   c.processes = 1 + static_cast<unsigned>(random.below(3));
   c.chaos = std::chrono::milliseconds(4000 + random.below(8000));
   c.pace = pick(Duration(300ms), Duration(700ms), Duration(1500ms));
@@ -55,6 +55,7 @@ Character draw_character(SeededRandom& random) {
   c.flush_bytes = pick(std::size_t{4} << 10, std::size_t{24} << 10, std::size_t{1} << 20);
   c.trailing_entries = pick(5u, 30u, 300u);
   c.apply_bytes_max = pick(std::size_t{1}, std::size_t{2000}, std::size_t{1} << 20);
+  c.attempt_timeout = pick(Duration(250ms), Duration(1s));
   c.history_retention = random.chance(1, 3) ? Duration(3s) : Duration(24h);
   return c;
 }
@@ -114,6 +115,8 @@ class ClusterSim {
       servers_.push_back(std::make_unique<SimServer>(world_, NodeId(i)));
     for (unsigned i = 0; i < world_.character.clients; ++i)
       clients_.push_back(std::make_unique<SimClient>(world_, i));
+    clients_.push_back(
+        std::make_unique<SimClient>(world_, world_.character.clients, SimClient::Role::kVisitor));
   }
 
   ClusterSimReport run(std::uint64_t seed) {

@@ -8,7 +8,7 @@ namespace fermata::test {
 namespace {
 
 TEST_CASE("Cluster simulation: every broken rule is noticed", "[sim][cluster][mutation]") {
-  constexpr std::uint64_t kSeedsMax = 400;
+  constexpr std::uint64_t kSeedsMax = 2000;
   for (int i = 1; i <= static_cast<int>(kLastBrokenRule); ++i) {
     ClusterSimOptions options;
     options.broken = static_cast<BrokenRule>(i);

@@ -12,7 +12,12 @@ void Nemesis::begin() {
 }
 
 void Nemesis::act() {
-  if (over_) return;
+  if (over_) {
+    // A disk's last fault may still stop a node.
+    for (const auto& server : servers_) server->start();
+    world_.scheduler.after(200ms, [this] { act(); });
+    return;
+  }
   strike();
   // Who stopped by itself, or was never started again, is.
   for (const auto& server : servers_) {
@@ -41,6 +46,7 @@ void Nemesis::strike() {
   if (c.partitions) {
     faults.emplace_back([this] { partition(); });
     faults.emplace_back([this] { partition(); });
+    faults.emplace_back([this] { depose(); });
     faults.emplace_back([this] { world_.fabric.heal_all(); });
   }
   if (c.client_partitions) faults.emplace_back([this] { isolate_client(); });
@@ -111,6 +117,57 @@ void Nemesis::partition() {
   for (const auto& host : side) others.erase(host);
   world_.fabric.partition(side, others);
   world_.note(victim, "is cut off");
+}
+
+/// What the primary hears of the others becomes old, step by step so that it does not notice; then
+/// it is not heard any more. They elect a new one while it still believes, and one client, cut off
+/// with it, still asks it. (Its lease must have ended: that counts from when a round began.)
+void Nemesis::depose() {
+  std::string victim;
+  for (const auto& server : servers_) {
+    if (server->ready() && server->node().status().role == "primary")
+      victim = host_of(server->id());
+  }
+  if (victim.empty()) return;
+  ++world_.counts.one_way_partitions;
+  world_.fabric.heal_all();
+  std::string follower = any_client().host();
+  for (const auto& client : clients_) {
+    if (client->is_visitor() && world_.random.chance(3, 4)) follower = client->host();
+  }
+  world_.note(victim, "hears ever later, then is cut off with " + follower);
+  const Duration step = world_.between(80ms, 280ms);
+  for (int i = 1; i <= 4; ++i) {
+    world_.scheduler.after(400ms * (i - 1), [this, victim, late = step * i] {
+      if (!over_) delay_to(victim, late);
+    });
+  }
+  world_.scheduler.after(world_.between(1600ms, 2s), [this, victim, follower] {
+    if (over_) return;
+    for (const auto& host : hosts()) {
+      if (host == victim || host == follower) continue;
+      world_.fabric.cut(victim, host);
+      if (host[0] == 'c') world_.fabric.cut(host, victim);
+    }
+  });
+  world_.scheduler.after(world_.between(3500ms, 5s), [this, victim] {
+    delay_to(victim, Duration::zero());
+    if (!over_) world_.fabric.heal_all();
+  });
+}
+
+/// What the other nodes send to `victim` takes so much longer.
+void Nemesis::delay_to(const std::string& victim, Duration delay) {
+  for (const auto& server : servers_) {
+    const std::string other = host_of(server->id());
+    if (other == victim) continue;
+    SimLinkFaults links = over_ ? SimLinkFaults() : world_.character.links;
+    if (!over_) {
+      links.delay_min += delay;
+      links.delay_max += delay;
+    }
+    world_.fabric.set_faults(other, victim, links);
+  }
 }
 
 void Nemesis::isolate_client() {

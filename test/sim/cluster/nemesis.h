@@ -27,6 +27,8 @@ class Nemesis {
   void cut_all_power();
   void fault_disk();
   void partition();
+  void depose();
+  void delay_to(const std::string& victim, Duration delay);
   void isolate_client();
   void clog();
   void crash_client();

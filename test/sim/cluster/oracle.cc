@@ -196,6 +196,13 @@ void Oracle::on_apply(NodeId node, std::span<const serverd::StateMachine::Comman
   applied_ = std::max(applied_, last);
 }
 
+void Oracle::on_primary(NodeId node, Term term) {
+  const auto [known, fresh] = primaries_.try_emplace(term, node);
+  if (fresh || known->second == node) return;
+  fail("nodes " + std::to_string(known->second.value()) + " and " + std::to_string(node.value()) +
+       " both are primary of term " + std::to_string(term.value()) + " (election safety)");
+}
+
 void Oracle::apply(const serverd::StateMachine::Command& raw) {
   auto command = decode_command(as_bytes(*raw.data));
   if (!command) return fail("a command in the log cannot be read");
@@ -222,6 +229,8 @@ void Oracle::on_mutation(LogIndex index, const Command& command, const MutateCom
                          const CommandResult& result) {
   const std::error_code error = from_wire(result.error);
   const std::uint64_t id = command.cred.groups.empty() ? 0 : command.cred.groups.front();
+  const auto* release = std::get_if<ReleaseOrphansOp>(&mutate.op);
+  if (release != nullptr && release->inodes.empty()) return;  // the client's own: ClientSession
   const auto found = ops_.find(id);
   if (found == ops_.end()) return fail("a mutation that no client asked for is in the log");
   Op& op = found->second;

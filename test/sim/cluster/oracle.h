@@ -49,6 +49,8 @@ class Oracle {
   /// `node` went from `before` to `last` with `batch`; `results` are its answers.
   void on_apply(NodeId node, std::span<const serverd::StateMachine::Command> batch, LogIndex before,
                 LogIndex last, const std::vector<std::string>& results);
+  /// `node` serves as primary of `term`: nobody else ever does.
+  void on_primary(NodeId node, Term term);
   /// The newest index that any node has applied.
   LogIndex applied() const { return applied_; }
   /// A node's whole state at applied(): equal to the oracle's, byte for byte.
@@ -162,6 +164,7 @@ class Oracle {
     std::string result;
   };
   std::map<LogIndex, Applied> log_;
+  std::map<Term, NodeId> primaries_;
   std::set<SessionId> live_;
   std::map<std::pair<SessionId, Sequence>, LogIndex> requests_;
   std::unordered_map<std::uint64_t, Op> ops_;

@@ -14,9 +14,10 @@ constexpr unsigned kDirectories = 2;
 constexpr std::size_t kOpenMax = 3;
 }  // namespace
 
-SimClient::SimClient(World& world, unsigned number)
+SimClient::SimClient(World& world, unsigned number, Role role)
     : world_(world),
       number_(number),
+      role_(role),
       host_("c" + std::to_string(number)),
       disk_(number),
       random_(world.random.next()) {}
@@ -44,7 +45,7 @@ void SimClient::start(unsigned processes) {
   client.mount_point = "/sim";
   client.soft = world_.character.soft && number_ == 0;
   client.soft_timeout = 2s;
-  client.attempt_timeout = 1s;
+  client.attempt_timeout = world_.character.attempt_timeout;
   auto map = mountd::make_cluster_map(client.servers);
   client_ =
       std::make_unique<mountd::ClusterClient>(*env_, *network_, *session_, std::move(map), client);
@@ -79,10 +80,12 @@ std::string SimClient::doing() const {
 
 asio::awaitable<void> SimClient::connect(unsigned processes) {
   running_ = processes;
-  const Status done = co_await keeper_->start(1h);
-  if (!done) {
-    running_ = 0;
-    co_return;
+  if (!is_visitor()) {
+    const Status done = co_await keeper_->start(1h);
+    if (!done) {
+      running_ = 0;
+      co_return;
+    }
   }
   for (std::size_t i = 0; i < processes; ++i)
     asio::co_spawn(env_->executor(), run_process(i), asio::detached);
@@ -99,6 +102,7 @@ asio::awaitable<void> SimClient::run_process(std::size_t number) {
 }
 
 Task<void> SimClient::step(std::size_t process) {
+  if (is_visitor()) co_return co_await visit();
   const std::uint64_t dice = random_.below(100);
   if (dice < 28) co_return co_await write_file(process);
   if (dice < 48) co_return co_await read_file(process);
@@ -233,6 +237,16 @@ Task<void> SimClient::look_around() {
   co_return Status();
 }
 
+Task<void> SimClient::visit() {
+  if (random_.chance(1, 2)) co_return co_await look_around();
+  FM_CO_TRY(const InodeId parent, co_await directory());
+  const std::string in = name();
+  FM_CO_TRY(const auto attr, co_await mount_->lookup(parent, in));
+  if (!attr || attr->type != FileType::kRegular) co_return Status();
+  FM_CO_TRY(const auto file, co_await mount_->open(attr->inode));
+  co_return Status();
+}
+
 // ---------------------------------------------------------------- the end
 
 void SimClient::stop() { asio::co_spawn(env_->executor(), do_stop(), asio::detached); }
@@ -241,7 +255,7 @@ asio::awaitable<void> SimClient::do_stop() {
   for (std::size_t i = 0; i < files_.size(); ++i) {
     while (!files_[i].empty()) (void)co_await close_one(i);
   }
-  (void)co_await keeper_->stop(10s);
+  if (!is_visitor()) (void)co_await keeper_->stop(10s);
   stopped_ = true;
 }
 

@@ -12,7 +12,10 @@ namespace fermata::test {
 
 class SimClient {
  public:
-  SimClient(World& world, unsigned number);
+  /// A visitor has no session: nobody waits for it, and it is told nothing it may keep. It only
+  /// reads, so it would be the first to see what a deposed primary still shows.
+  enum class Role : std::uint8_t { kMount, kVisitor };
+  SimClient(World& world, unsigned number, Role role = Role::kMount);
   ~SimClient();
 
   /// A new life: connects, opens a session, runs `processes` processes.
@@ -20,6 +23,7 @@ class SimClient {
   /// Gone without a word. Not from within its own handlers.
   void crash();
   bool up() const { return env_ != nullptr; }
+  bool is_visitor() const { return role_ == Role::kVisitor; }
   /// Every process has ended.
   bool idle() const { return running_ == 0; }
   /// Closes what is open, then the session.
@@ -47,9 +51,11 @@ class SimClient {
   Task<void> close_one(std::size_t process);
   Task<void> change_tree();
   Task<void> look_around();
+  Task<void> visit();
 
   World& world_;
   const unsigned number_;
+  const Role role_;
   const std::string host_;
   SimDisk disk_;
   SeededRandom random_;

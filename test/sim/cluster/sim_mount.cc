@@ -100,8 +100,11 @@ Task<std::optional<Attr>> SimMount::lookup(InodeId parent, std::string name) {
     if (known && (of == nullptr || attr_valid(*of))) {
       ++world_.counts.cached_reads;
       const Attr* attr = of != nullptr ? &*of->attr : nullptr;
-      world_.oracle.saw_entry(world_.oracle.begin_cached(own_), name_ + ": a cached lookup", parent,
-                              name, child, attr);
+      // While a mutation of its own is on its way, one of the two may have been read after it.
+      const LogIndex floor = world_.oracle.begin_cached(own_);
+      world_.oracle.saw_entry(floor, name_ + ": a cached lookup", parent, name, child,
+                              own_.empty() ? attr : nullptr);
+      if (attr != nullptr) world_.oracle.saw_attr(floor, name_ + ": a cached lookup", *attr);
       co_return attr != nullptr ? std::optional<Attr>(*attr) : std::nullopt;
     }
   }
@@ -478,8 +481,7 @@ Task<void> SimMount::rename(RenameOp op) {
   FM_CO_TRY(const auto reply, co_await mutate(std::move(mutation)));
   const bool exchanged = (op.flags & RenameOp::kExchange) != 0;
   const bool known = !exchanged && reply.attr;  // what else an exchange put there is asked again
-  const bool to_leased =
-      op.parent == op.new_parent ? reply.parent_leased : reply.new_parent_leased;
+  const bool to_leased = op.parent == op.new_parent ? reply.parent_leased : reply.new_parent_leased;
   set_entry(op.parent, op.name, InodeId(), reply.stamp, known && reply.parent_leased, true);
   set_entry(op.new_parent, op.new_name, known ? reply.attr->inode : InodeId(), reply.stamp,
             known && to_leased, true);

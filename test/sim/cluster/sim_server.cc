@@ -97,8 +97,10 @@ class SimServer::Watched final : public StateMachine {
   void on_role(Role role, Term term) override {
     if (role == Role::kPrimary) {
       ++world_.counts.elections;
-      world_.note(host_of(node_), "primary of term " + std::to_string(term.value()));
+      world_.oracle.on_primary(node_, term);
     }
+    world_.note(host_of(node_),
+                std::string(serverd::to_string(role)) + " in term " + std::to_string(term.value()));
     state_.on_role(role, term);
   }
 

@@ -22,6 +22,7 @@ struct Character {
   Duration pace{};   ///< between faults, on average
   Duration think{};  ///< of a process between operations, at most
   Duration lease{};
+  Duration attempt_timeout{};  ///< of a client's call to one node
   Duration disk_latency_max{};
   std::int64_t clock_ppm_max = 0;
   SimLinkFaults links;
