@@ -18,7 +18,8 @@ TEST_CASE("crc32c: RFC 3720 test vectors, and an incremental sum equals the whol
 }
 
 TEST_CASE("chunk_id_of: FIPS 180-2 vector", "[base]") {
-  CHECK(chunk_id_of(as_bytes("abc")).hex() == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  CHECK(chunk_id_of(as_bytes("abc")).hex() ==
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
 TEST_CASE("Errc: every code survives the wire and has an errno", "[base]") {
@@ -28,7 +29,8 @@ TEST_CASE("Errc: every code survives the wire and has an errno", "[base]") {
     CHECK(from_wire(to_wire(code)) == code);
     CHECK(to_errno(code) != 0);
   }
-  CHECK(from_wire(to_wire(std::make_error_code(std::errc::no_space_on_device))) == std::errc::no_space_on_device);
+  CHECK(from_wire(to_wire(std::make_error_code(std::errc::no_space_on_device))) ==
+        std::errc::no_space_on_device);
   CHECK(to_errno(from_wire(99999)) == EIO);
 }
 
