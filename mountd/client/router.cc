@@ -177,10 +177,12 @@ Task<Router::Answer> Router::call_primary(Method method, std::string body, Buffe
 
 Task<void> Router::wait_for_session(SessionId old) {
   const TimePoint begin = env_.now();
+  const std::uint64_t confirmed = session_.confirmations();
   if (old) map_->report_lost(old);
   for (;;) {
+    // The old one may live on: a primary that was deposed meanwhile did not know it.
     const SessionId now = session_.id();
-    if (now && now != old) co_return Status();
+    if (now && (now != old || session_.confirmations() != confirmed)) co_return Status();
     if (stopped_) co_return Errc::kShuttingDown;
     if (give_up(begin)) co_return std::errc::timed_out;
     if (const bool stop = co_await is_cancelled(); stop) co_return std::errc::interrupted;

@@ -58,7 +58,8 @@ class Router : public std::enable_shared_from_this<Router> {
   Task<Response> call_node(std::string address, Method method, std::string body, Buffer payload,
                            Lane lane, Duration timeout);
 
-  /// Resumes when the session is another one than `old`, or with EINTR, ETIMEDOUT, kShuttingDown.
+  /// Resumes when the session is another one than `old`, or `old` was confirmed to live after all;
+  /// or with EINTR, ETIMEDOUT, kShuttingDown.
   Task<void> wait_for_session(SessionId old);
 
   void stop();

@@ -26,10 +26,12 @@ void ClientSession::opened(SessionId id, Epoch epoch, Stamp valid_from, TimePoin
   epoch_.store(epoch.value(), std::memory_order_release);
   lease_until_.store(lease_until.time_since_epoch().count(), std::memory_order_release);
   id_.store(id.value(), std::memory_order_release);
+  confirmations_.fetch_add(1, std::memory_order_acq_rel);
 }
 
 void ClientSession::renewed(TimePoint lease_until) {
   lease_until_.store(lease_until.time_since_epoch().count(), std::memory_order_release);
+  confirmations_.fetch_add(1, std::memory_order_acq_rel);
 }
 
 void ClientSession::void_leases_below(Stamp stamp) {

@@ -48,6 +48,9 @@ class ClientSession {
   void begin_unsettled() { unsettled_.fetch_add(1, std::memory_order_acq_rel); }
   void settled(Stamp stamp);
 
+  /// Grows whenever the cluster says that the session lives.
+  std::uint64_t confirmations() const { return confirmations_.load(std::memory_order_acquire); }
+
   // For the SessionKeeper.
   void opened(SessionId id, Epoch epoch, Stamp valid_from, TimePoint lease_until);
   void renewed(TimePoint lease_until);
@@ -60,6 +63,7 @@ class ClientSession {
   std::atomic<std::uint64_t> epoch_{0};
   std::atomic<std::uint64_t> valid_from_{~0ULL};
   std::atomic<std::uint32_t> unsettled_{0};
+  std::atomic<std::uint64_t> confirmations_{0};
   std::atomic<Duration::rep> lease_until_{0};
   mutable Mutex mutex_;
   std::set<std::uint64_t> open_ FM_GUARDED_BY(mutex_);

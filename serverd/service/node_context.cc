@@ -74,7 +74,9 @@ Task<void> readable(NodeContext& node) {
 
 Status check_session(const NodeContext& node, SessionId session, Epoch epoch) {
   const auto it = node.epochs.find(session);
-  if (it == node.epochs.end() || node.sessions.is_ending(session)) return Errc::kSessionExpired;
+  if (it == node.epochs.end()) return Errc::kSessionExpired;
+  // Its end is proposed and may yet fail with the role: only what was applied is said for good.
+  if (node.sessions.is_ending(session)) return Errc::kRetry;
   if (it->second != epoch) return Errc::kStaleEpoch;
   return {};
 }

@@ -80,7 +80,8 @@ inline Response failed(std::errc error) { return failed(std::make_error_code(err
 Response not_primary(const NodeContext& node);
 /// Resumes when reads of the applied state are linearizable and this node serves as primary.
 Task<void> readable(NodeContext& node);
-/// kSessionExpired or kStaleEpoch, unless this is a live session that may go on.
+/// kSessionExpired or kStaleEpoch, unless this is a live session that may go on; kRetry while its
+/// end is on its way.
 Status check_session(const NodeContext& node, SessionId session, Epoch epoch);
 /// This coroutine was asked to end.
 boost::asio::awaitable<bool> cancelled();

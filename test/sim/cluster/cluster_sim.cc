@@ -222,6 +222,9 @@ class ClusterSim {
              std::to_string(world_.oracle.applied().value()) + ", sessions " +
              std::to_string(status.session_count) + ", chunks missing " +
              std::to_string(status.chunks_missing);
+      for (const auto& [name, value] : status.counters) {
+        if (value != 0) out += ", " + name + " " + std::to_string(value);
+      }
     }
     for (const auto& client : clients_) {
       if (client->up()) out += "\n  " + client->host() + ":" + client->doing();
@@ -334,7 +337,7 @@ std::string ClusterSimCounts::never_happened() const {
 }
 
 ClusterSimReport run_cluster_sim(std::uint64_t seed, const ClusterSimOptions& options) {
-  spdlog::set_level(options.trace ? spdlog::level::info : spdlog::level::off);
+  spdlog::set_level(options.trace ? spdlog::level::debug : spdlog::level::off);
   ClusterSim sim(seed, options);
   return sim.run(seed);
 }
