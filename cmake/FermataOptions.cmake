@@ -3,9 +3,9 @@ include(GNUInstallDirs)
 
 find_program(CCACHE_PROGRAM ccache)
 if(CCACHE_PROGRAM AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  # Precompiled headers need these to be cached at all.
+  # Precompiled headers need this sloppiness to be cached at all; "depend" saves a preprocessor run per unit.
   set(CMAKE_CXX_COMPILER_LAUNCHER
-      ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
+      ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros CCACHE_DEPEND=true
       ${CCACHE_PROGRAM})
 endif()
 

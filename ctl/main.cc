@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "common/cli/cli.h"
 #include "ctl/commands.h"
 
 namespace fermata::ctl {
@@ -36,12 +37,7 @@ int run(int argc, char** argv) {
   add_primary(app, context);
   add_session(app, context);
   add_cache(app, context);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    const int code = app.exit(e);
-    return code == 0 ? kExitOk : kExitUsage;
-  }
+  if (const auto code = parse_command_line(app, argc, argv, kExitUsage)) return *code;
   return context.exit_code;
 }
 

@@ -4,10 +4,8 @@
 // DIR/mini.json   what was started: cluster id, nodes, ports, mount point
 // DIR/node1 ...   the nodes' data, node1.log and node1.pid beside them
 // DIR/cache       the mount's cache; mount.log, mount.pid
-#include <arpa/inet.h>
 #include <signal.h>
 #include <sys/random.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <boost/json.hpp>
@@ -16,6 +14,7 @@
 #include <fstream>
 #include <iostream>
 
+#include "common/net/free_port.h"
 #include "ctl/commands.h"
 #include "ctl/mounting.h"
 #include "ctl/node_client.h"
@@ -51,32 +50,6 @@ std::string random_hex(std::size_t bytes) {
   std::vector<std::uint8_t> data(bytes);
   if (getrandom(data.data(), data.size(), 0) != static_cast<ssize_t>(data.size())) std::abort();
   return to_hex(data.data(), data.size());
-}
-
-/// Ports that nobody listens on just now, all different.
-Result<std::vector<int>> free_ports(std::size_t count) {
-  std::vector<int> sockets;
-  std::vector<int> ports;
-  std::error_code error;
-  for (std::size_t i = 0; i < count && !error; ++i) {
-    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) {
-      error = last_errno();
-      break;
-    }
-    sockets.push_back(fd);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    if (bind(fd, reinterpret_cast<sockaddr*>(&address), size) != 0 ||
-        getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) != 0)
-      error = last_errno();
-    ports.push_back(ntohs(address.sin_port));
-  }
-  for (const int fd : sockets) close(fd);
-  if (error) return error;
-  return ports;
 }
 
 Status save(const Mini& mini) {
@@ -209,12 +182,13 @@ int start(Context& context, const StartFlags& flags) {
     mini.dir = fs::absolute(flags.dir).lexically_normal().string();
     while (mini.dir.size() > 1 && mini.dir.back() == '/') mini.dir.pop_back();
     mini.cluster = random_hex(16);
-    const auto ports = free_ports(flags.nodes);
+    const auto ports = free_loopback_ports(flags.nodes);
     if (!ports) {
       complain("no free ports on the loopback address: " + ports.error().message());
       return kExitError;
     }
-    for (const int port : *ports) mini.addresses.push_back("127.0.0.1:" + std::to_string(port));
+    for (const std::uint16_t port : *ports)
+      mini.addresses.push_back("127.0.0.1:" + std::to_string(port));
   }
   if (!flags.mount_point.empty())
     mini.mount_point = fs::absolute(flags.mount_point).lexically_normal().string();

@@ -48,16 +48,6 @@ Result<int> run_program(const std::vector<std::string>& argv) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-bool is_alive(pid_t pid) {
-  if (pid <= 0 || (kill(pid, 0) != 0 && errno != EPERM)) return false;
-  std::ifstream stat("/proc/" + std::to_string(pid) + "/stat");
-  std::string line;
-  std::getline(stat, line);
-  const std::size_t after_name = line.rfind(')');
-  return after_name == std::string::npos ||
-         line.compare(after_name, 3, ") Z") != 0;  // a zombie has ended
-}
-
 pid_t running_pid(const std::string& pidfile, const std::string& name) {
   std::ifstream file(pidfile);
   pid_t pid = 0;

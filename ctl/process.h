@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/process.h"
 #include "common/base/result.h"
 
 namespace fermata::ctl {
@@ -24,7 +25,6 @@ bool wait_until(std::chrono::milliseconds timeout, const std::function<bool()>& 
 
 /// Sends SIGTERM, waits, then SIGKILL. True if it ended by itself.
 bool stop_process(pid_t pid, std::chrono::milliseconds patience);
-bool is_alive(pid_t pid);
 
 /// True if `path` is a mount point of Fermata (by /proc/self/mountinfo: it does not touch the mount
 /// itself).

@@ -10,12 +10,12 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <thread>
 
+#include "common/cli/cli.h"
 #include "mountd/fs/mountd.h"
 
 using namespace fermata;
@@ -219,11 +219,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", FERMATA_VERSION);
   Flags flags;
   add_flags(app, flags);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : kExitFailed;
-  }
+  if (const auto code = parse_command_line(app, argc, argv, kExitFailed)) return *code;
   if (const auto wrong = finish_options(flags); !wrong.empty()) {
     complain(wrong);
     return kExitFailed;

@@ -1,12 +1,10 @@
 // fermata-serverd: one storage node as a process. Exit codes: 0 a clean stop, 2 wrong usage, 1 it
 // could not start, 70 it stopped because going on could have lost what it had acknowledged.
 #include <fcntl.h>
-#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
@@ -15,6 +13,8 @@
 #include <cstdio>
 #include <fstream>
 
+#include "common/base/file_lock.h"
+#include "common/cli/cli.h"
 #include "common/env/real_env.h"
 #include "common/net/tcp_network.h"
 #include "common/wire/methods.h"
@@ -88,8 +88,10 @@ int lock_data_dir(const std::string& dir) {
              (errno == ENOENT ? "; create it first" : ""));
     return -1;
   }
-  if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
-    complain(dir + " is in use by a running fermata-serverd");
+  if (const Status locked = lock_exclusively(fd, kLockPatience); !locked) {
+    complain(locked.error() == std::errc::operation_would_block
+                 ? dir + " is in use by a running fermata-serverd"
+                 : "lock of " + dir + ": " + locked.error().message());
     ::close(fd);
     return -1;
   }
@@ -348,11 +350,7 @@ int main(int argc, char** argv) {
   CLI::App app("A storage node of a Fermata cluster.");
   app.set_version_flag("--version", FERMATA_VERSION);
   add_flags(app, flags);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : kExitUsage;
-  }
+  if (const auto code = parse_command_line(app, argc, argv, kExitUsage)) return *code;
   if (const auto error = usage_error(flags); !error.empty()) {
     complain(error);
     return kExitUsage;

@@ -15,7 +15,8 @@ class Clock {
   virtual ~Clock() = default;
   /// Monotonic; never goes back.
   virtual TimePoint now() const = 0;
-  /// Nanoseconds since 1970 UTC, for timestamps that users see. May jump: never compare for ordering.
+  /// Nanoseconds since 1970 UTC, for timestamps that users see. May jump: never compare for
+  /// ordering.
   virtual std::int64_t wall_ns() const = 0;
 };
 

@@ -5,12 +5,11 @@
 // this interface, so a simulation decides when each of these happens.
 #pragma once
 
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
 #include <functional>
 #include <memory>
 #include <utility>
-
-#include <boost/asio/any_io_executor.hpp>
-#include <boost/asio/awaitable.hpp>
 
 #include "common/base/result.h"
 #include "common/env/clock.h"
@@ -34,7 +33,9 @@ class Env {
   virtual boost::asio::awaitable<void> run_blocking(std::function<void()> work) = 0;
 
   TimePoint now() { return clock().now(); }
-  boost::asio::awaitable<std::error_code> sleep_for(Duration duration) { return sleep_until(now() + duration); }
+  boost::asio::awaitable<std::error_code> sleep_for(Duration duration) {
+    return sleep_until(now() + duration);
+  }
 };
 
 namespace internal {

@@ -11,9 +11,13 @@ class Random {
   virtual std::uint64_t next() = 0;
   /// Uniform in [0, bound); 0 for bound 0. The same on every platform for the same seed.
   std::uint64_t below(std::uint64_t bound) {
-    return bound == 0 ? 0 : static_cast<std::uint64_t>((static_cast<unsigned __int128>(next()) * bound) >> 64);
+    return bound == 0
+               ? 0
+               : static_cast<std::uint64_t>((static_cast<unsigned __int128>(next()) * bound) >> 64);
   }
-  bool chance(std::uint64_t numerator, std::uint64_t denominator) { return below(denominator) < numerator; }
+  bool chance(std::uint64_t numerator, std::uint64_t denominator) {
+    return below(denominator) < numerator;
+  }
 };
 
 /// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): small, fast, good enough for tests and timers.

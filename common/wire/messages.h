@@ -76,7 +76,7 @@ struct OpenSessionReply {
   Epoch epoch;
   std::uint32_t lease_ms = 0;  ///< the client's lease ends this long after it *sent* the request
   Term term;                   ///< of the answering primary
-  Stamp stamp;  ///< every lease of this session is stamped later than this
+  Stamp stamp;                 ///< every lease of this session is stamped later than this
   ClusterId cluster;
   std::vector<Member> members;  ///< where chunks can be read and a new primary be found
 };
@@ -354,9 +354,8 @@ struct MutationReply {
   bool parent_leased = false;  ///< also: the entry that the mutation made or removed may be cached
   std::optional<Attr> new_parent;  ///< rename across directories
   bool new_parent_leased = false;
-  std::optional<Attr>
-      removed;  ///< what lost a name: unlink, rmdir, a rename's target (nlink may be 0); of an
-                ///< exchange the other inode
+  std::optional<Attr> removed;  ///< what lost a name: unlink, rmdir, a rename's target (nlink may
+                                ///< be 0); of an exchange the other inode
   bool removed_leased = false;
   Version version;  ///< commit: the new version
 };

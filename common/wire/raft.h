@@ -13,7 +13,8 @@
 namespace fermata {
 
 enum class EntryKind : std::uint8_t {
-  kNoop = 1,        ///< a new primary's first entry [thesis 6.4] (the very first primary's is a kMembership)
+  kNoop =
+      1,  ///< a new primary's first entry [thesis 6.4] (the very first primary's is a kMembership)
   kCommand = 2,     ///< bytes for the state machine
   kMembership = 3,  ///< an encoded Membership, in force from the moment it is appended [thesis 4.1]
 };
@@ -54,15 +55,15 @@ struct SnapshotDescriptor {
 };
 
 enum class RaftKind : std::uint8_t {
-  kPreVote = 1,         ///< would you vote for me? [thesis 9.6]; term is the one the asker would have
+  kPreVote = 1,  ///< would you vote for me? [thesis 9.6]; term is the one the asker would have
   kPreVoteReply = 2,
   kVote = 3,
   kVoteReply = 4,
-  kAppend = 5,          ///< entries, or none: a heartbeat
+  kAppend = 5,  ///< entries, or none: a heartbeat
   kAppendReply = 6,
-  kSnapshot = 7,        ///< your log ends before mine begins: fetch this
-  kSnapshotReply = 8,   ///< installed (or given up: reject)
-  kTimeoutNow = 9,      ///< leadership transfer: start an election at once [thesis 3.10]
+  kSnapshot = 7,       ///< your log ends before mine begins: fetch this
+  kSnapshotReply = 8,  ///< installed (or given up: reject)
+  kTimeoutNow = 9,     ///< leadership transfer: start an election at once [thesis 3.10]
 };
 
 /// One flat struct for all kinds: which fields count is said beside them.
@@ -71,17 +72,22 @@ struct RaftMessage {
   GroupId group = kFirstGroup;
   NodeId from;
   NodeId to;
-  Term term;                       ///< the sender's (kPreVote: the one it asks for)
-  LogIndex prev_index;             ///< kAppend: entry before the first (its reply echoes it); votes: the candidate's last index
-  Term prev_term;                  ///< its term
-  std::vector<LogEntry> entries;   ///< kAppend
-  LogIndex commit;                 ///< kAppend: the primary's commit index
-  std::uint64_t round = 0;         ///< kAppend, kSnapshot, kTimeoutNow, their replies: the heartbeat round, for lease and ReadIndex
-  bool reject = false;             ///< replies
-  LogIndex match;                  ///< kAppendReply, kSnapshotReply: last index known equal and durable; on reject: where to go on from
-  Term match_term;                 ///< kAppendReply on reject: term at `match`, for skipping whole terms [thesis 3.3]
-  bool transfer = false;           ///< votes: the primary asked for it, so leases do not hold the answer back
-  SnapshotDescriptor snapshot;     ///< kSnapshot; kSnapshotReply: index only
+  Term term;            ///< the sender's (kPreVote: the one it asks for)
+  LogIndex prev_index;  ///< kAppend: entry before the first (its reply echoes it); votes: the
+                        ///< candidate's last index
+  Term prev_term;       ///< its term
+  std::vector<LogEntry> entries;  ///< kAppend
+  LogIndex commit;                ///< kAppend: the primary's commit index
+  std::uint64_t round = 0;        ///< kAppend, kSnapshot, kTimeoutNow, their replies: the heartbeat
+                                  ///< round, for lease and ReadIndex
+  bool reject = false;            ///< replies
+  LogIndex match;  ///< kAppendReply, kSnapshotReply: last index known equal and durable; on reject:
+                   ///< where to go on from
+  Term match_term;  ///< kAppendReply on reject: term at `match`, for skipping whole terms
+                    ///< [thesis 3.3]
+  bool transfer =
+      false;  ///< votes: the primary asked for it, so leases do not hold the answer back
+  SnapshotDescriptor snapshot;  ///< kSnapshot; kSnapshotReply: index only
 };
 
 }  // namespace fermata

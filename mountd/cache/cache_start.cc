@@ -1,7 +1,6 @@
 // CacheStore's start and stop: whose the directory is, what is in it, what of it can be trusted.
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
-#include <sys/file.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 
 #include "common/base/assert.h"
 #include "common/base/checksum.h"
+#include "common/base/file_lock.h"
 #include "mountd/cache/cache_store.h"
 
 namespace fermata::mountd {
@@ -126,9 +126,8 @@ Status CacheStore::lock_dir() {
     return made;
   }
   FM_TRY(const auto fd, posix::open_file(options_.dir + "/lock", O_RDWR | O_CREAT));
-  if (::flock(fd->get(), LOCK_EX | LOCK_NB) != 0) {
-    const std::error_code error = last_errno();
-    if (error != std::errc::operation_would_block) return error;
+  if (const Status locked = lock_exclusively(fd->get(), kLockPatience); !locked) {
+    if (locked.error() != std::errc::operation_would_block) return locked;
     std::array<std::byte, 32> pid{};
     const auto size = posix::read_at(*fd, 0, pid);
     spdlog::error("cache {} is in use by another mountd (pid {}): give each mount its own cache",

@@ -232,7 +232,7 @@ void CacheStore::opened_descriptor() {
 
 // --- new copies ----------------------------------------------------------------------------------
 
-Result<CacheStore::Fill> CacheStore::new_copy(CopyMeta meta) {
+Result<CacheStore::Fill> CacheStore::new_copy(CopyMeta meta, std::uint64_t charged_bytes) {
   {
     const MutexLock lock(mutex_);
     meta.serial = next_serial_++;
@@ -268,13 +268,14 @@ Result<CacheStore::Fill> CacheStore::new_copy(CopyMeta meta) {
     copy->dropped_ = true;  // another thread was faster
     return Fill{std::move(existing), false};
   }
-  copy->charged_bytes_ = meta.complete ? 0 : meta.size_bytes;
+  copy->charged_bytes_ = charged_bytes;
   insert_locked(copy);
   return Fill{CachePin(copy), true};
 }
 
 Result<CacheStore::Fill> CacheStore::begin_fill(InodeId inode, Version version,
-                                                std::uint64_t size_bytes, std::uint32_t mode,
+                                                std::uint64_t size_bytes,
+                                                std::uint64_t allocated_bytes, std::uint32_t mode,
                                                 std::string path_hint) {
   if (size_bytes > kFileSizeMax) return std::errc::file_too_large;
   CachePin existing;
@@ -290,14 +291,15 @@ Result<CacheStore::Fill> CacheStore::begin_fill(InodeId inode, Version version,
     }
   }
   if (existing) return Fill{std::move(existing), false};
-  FM_CHECK(reserve(size_bytes));
+  const std::uint64_t wanted_bytes = std::min(size_bytes, allocated_bytes);
+  FM_CHECK(reserve(wanted_bytes));
   CopyMeta meta;
   meta.inode = inode;
   meta.base = version;
   meta.size_bytes = size_bytes;
   meta.mode = mode;
   meta.path_hint = std::move(path_hint);
-  return new_copy(std::move(meta));
+  return new_copy(std::move(meta), wanted_bytes);
 }
 
 Result<CachePin> CacheStore::create(InodeId inode, Version version, CachedCopy::Writes writes,
@@ -310,7 +312,7 @@ Result<CachePin> CacheStore::create(InodeId inode, Version version, CachedCopy::
   meta.maybe_dirty = true;
   meta.clean_known = static_cast<bool>(version);  // an empty file is what the creation committed
   meta.path_hint = std::move(path_hint);
-  FM_TRY(auto made, new_copy(std::move(meta)));
+  FM_TRY(auto made, new_copy(std::move(meta), 0));
   if (!made.created) return std::errc::file_exists;
   if (writes == CachedCopy::Writes::kUntracked) made.copy->untracked_ = true;
   return std::move(made.copy);

@@ -85,10 +85,10 @@ class CacheStore {
     /// True: the caller fills it. False: it is there, complete or being filled by another.
     bool created = false;
   };
-  /// A copy of `version` to fill with `size_bytes`; room is made for it. Size 0 still wants
-  /// finish_fill(). Errors: ENOSPC; EFBIG.
+  /// A copy of `version` to fill with `size_bytes`; room is made for `allocated_bytes` of them, the
+  /// others being holes. Size 0 still wants finish_fill(). Errors: ENOSPC; EFBIG.
   Result<Fill> begin_fill(InodeId inode, Version version, std::uint64_t size_bytes,
-                          std::uint32_t mode, std::string path_hint);
+                          std::uint64_t allocated_bytes, std::uint32_t mode, std::string path_hint);
   /// An empty, complete copy of a file that this client creates; marked maybe dirty on disk.
   /// `version` is what the creation committed, or 0 if nothing has been yet.
   Result<CachePin> create(InodeId inode, Version version, CachedCopy::Writes writes,
@@ -152,7 +152,7 @@ class CacheStore {
   void insert_locked(std::shared_ptr<CachedCopy> copy) FM_REQUIRES(mutex_);
   /// The copy of that key, made most recently used; suspects too.
   CachePin touch_locked(InodeId inode, Version version) FM_REQUIRES(mutex_);
-  Result<Fill> new_copy(CopyMeta meta);
+  Result<Fill> new_copy(CopyMeta meta, std::uint64_t charged_bytes);
   /// Out of list and index; the files go with the last reference, which is returned.
   std::shared_ptr<CachedCopy> detach_locked(CachedCopy& copy) FM_REQUIRES(mutex_);
   void unindex_locked(CachedCopy& copy) FM_REQUIRES(mutex_);

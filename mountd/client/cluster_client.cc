@@ -65,7 +65,7 @@ boost::asio::awaitable<void> ClusterClient::Impl::settle_task(std::shared_ptr<Ro
   Stamp stamp;
   while (!router->stopped() && session.id() == id) {
     const std::error_code stop = co_await router->env().sleep_for(std::chrono::milliseconds(10));
-    if (stop) co_return;  // the mount ends
+    if (stop) co_return;                                 // the mount ends
     if (session.answered_below() <= given_up) continue;  // an older one is still on its way
     MutationRequest request;
     request.session = id;
@@ -90,8 +90,8 @@ boost::asio::awaitable<void> ClusterClient::Impl::settle_task(std::shared_ptr<Ro
 
 ClusterClient::ClusterClient(Env& env, Network& network, ClientSession& session,
                              std::shared_ptr<ClusterMap> map, ClientOptions options)
-    : impl_(std::make_shared<Impl>(std::make_shared<Router>(env, network, session, std::move(map),
-                                                            std::move(options)))) {}
+    : impl_(std::make_shared<Impl>(
+          std::make_shared<Router>(env, network, session, std::move(map), std::move(options)))) {}
 
 ClusterClient::~ClusterClient() { stop(); }
 

@@ -33,7 +33,8 @@ class ClusterMap {
   /// Somebody was told that `session` is over: the keeper opens a new one.
   void report_lost(SessionId session);
   void set_on_lost(std::function<void(SessionId)> on_lost);
-  /// Leases ceased to hold for a while (ClientSession::begin_unsettled): the kernel must hear of it.
+  /// Leases ceased to hold for a while (ClientSession::begin_unsettled): the kernel must hear of
+  /// it.
   void report_unsettled();
   void set_on_unsettled(std::function<void()> on_unsettled);
 

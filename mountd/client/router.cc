@@ -103,7 +103,8 @@ Task<std::shared_ptr<Connection>> Router::connection_to(std::string address, Lan
       std::make_shared<asio::steady_timer>(env_.executor(), asio::steady_timer::time_point::max());
   slots_[key].connecting = event;
   Hello greeting = hello();
-  auto connected = co_await network_.connect(address, std::move(greeting), nullptr, kConnectTimeout);
+  auto connected =
+      co_await network_.connect(address, std::move(greeting), nullptr, kConnectTimeout);
   Slot& slot = slots_[key];
   slot.connecting.reset();
   event->cancel();

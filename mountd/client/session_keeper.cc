@@ -164,7 +164,8 @@ struct SessionKeeper::Impl final : Handler, std::enable_shared_from_this<Session
     FM_CO_CHECK(co_await bind(reply.session, reply.epoch));
     term = std::max(term, reply.term);
     // Whatever an earlier session of ours was granted is void: only later stamps count.
-    session.opened(reply.session, reply.epoch, std::max(make_stamp(term, 0), reply.stamp), sent + lease);
+    session.opened(reply.session, reply.epoch, std::max(make_stamp(term, 0), reply.stamp),
+                   sent + lease);
     spdlog::info("session {} is open at {} (term {}, lease {} ms)", reply.session.value(), address,
                  reply.term.value(), reply.lease_ms);
     if (std::exchange(had_session, true)) co_await events.on_new_session(reply.session);

@@ -146,7 +146,8 @@ Task<CacheStore::Fill> FileSystem::begin_fill(LoopContext& at, Attr attr) {
   CacheStore* store = store_;
   for (int attempt = 0;; ++attempt) {
     const auto job = [store, attr, mode] {
-      return store->begin_fill(attr.inode, attr.version, attr.size_bytes, mode, {});
+      return store->begin_fill(attr.inode, attr.version, attr.size_bytes, attr.allocated_bytes,
+                               mode, {});
     };
     auto fill = co_await blocking<CacheStore::Fill>(*at.env, job);
     if (fill || attempt > 0 || fill.error() != std::errc::no_space_on_device) co_return fill;

@@ -214,7 +214,7 @@ Status ChunkFiles::write_chunk(const ChunkId& id, ByteView bytes) {
     const Status removed = disk_.remove(temporary);
     if (!removed && removed.error() != std::errc::no_such_file_or_directory) {
       spdlog::debug("chunks: {} stays until the next start: {}", temporary,
-                   removed.error().message());
+                    removed.error().message());
     }
     return status;
   }

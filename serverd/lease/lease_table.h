@@ -57,7 +57,7 @@ class LeaseTable {
   struct Options {
     std::size_t leases_per_session = 200'000;  ///< above it the oldest should be called back;
                                                ///< grants end at a quarter more
-    std::size_t items_per_callback = 4096;  ///< of evict()
+    std::size_t items_per_callback = 4096;     ///< of evict()
   };
   LeaseTable();
   explicit LeaseTable(Options options);

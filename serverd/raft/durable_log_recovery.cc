@@ -19,7 +19,7 @@ struct DurableLog::Recovery {
   std::vector<LogIndex> on_disk{};          // first indexes of the segments, sorted
   std::vector<std::string> remove{};        // oldest first
   std::optional<std::uint32_t> tail_cut{};  // of the last segment kept
-  Bytes tail{};                               // the last segment kept, whole
+  Bytes tail{};                             // the last segment kept, whole
   bool state_damaged = false;
   std::uint32_t chain = 0;  // CRC of the last good record
   LogIndex expected{};      // the next record's index

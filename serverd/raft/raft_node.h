@@ -64,7 +64,7 @@ struct RaftNodeOptions {
   std::uint64_t trailing_entries = 10000;  ///< kept below the state's durable index, for slow peers
   Duration snapshot_idle_max = std::chrono::minutes(10);  ///< a snapshot nobody reads is removed
   Duration fetch_retry = std::chrono::milliseconds(200);  ///< between attempts to read a piece
-  int fetch_attempts = 25;  ///< in a row without success: the fetch is given up
+  int fetch_attempts = 25;         ///< in a row without success: the fetch is given up
   bool apply_uncommitted = false;  ///< a rule broken on purpose, in tests only (test/sim)
 };
 

@@ -23,21 +23,25 @@ class StateMachine {
     Term term;
     std::shared_ptr<const std::string> data;
   };
-  /// Applies committed commands in order and returns each one's result bytes. Deterministic: no clock,
-  /// no randomness, no order of a hash map. The applied index moves in the same atomic write as
-  /// the effects. No-op and membership entries are not shown; `last` is the index after the batch all the same.
-  /// An error means that the store is damaged or full: the node stops.
+  /// Applies committed commands in order and returns each one's result bytes. Deterministic: no
+  /// clock, no randomness, no order of a hash map. The applied index moves in the same atomic write
+  /// as the effects. No-op and membership entries are not shown; `last` is the index after the
+  /// batch all the same. An error means that the store is damaged or full: the node stops.
   virtual Result<std::vector<std::string>> apply(std::span<const Command> batch, LogIndex last) = 0;
   virtual LogIndex applied_index() const = 0;
-  /// What is on stable storage; the log may be compacted up to here and is replayed from here at start.
+  /// What is on stable storage; the log may be compacted up to here and is replayed from here at
+  /// start.
   virtual LogIndex durable_index() const = 0;
   /// Makes everything applied so far durable. Blocks: called on the blocking pool, beside apply().
   virtual Status flush() = 0;
-  /// Writes a consistent copy of the state into the new directory `path` and returns the index it stands at. Blocks.
+  /// Writes a consistent copy of the state into the new directory `path` and returns the index it
+  /// stands at. Blocks.
   virtual Result<LogIndex> checkpoint(const std::string& path) = 0;
-  /// Replaces the whole state by the checkpoint in `path` (moved from there). Blocks; no apply meanwhile.
+  /// Replaces the whole state by the checkpoint in `path` (moved from there). Blocks; no apply
+  /// meanwhile.
   virtual Status install(const std::string& path) = 0;
-  /// This node's role in a term. A new primary is told only when it may serve: its first entry is applied.
+  /// This node's role in a term. A new primary is told only when it may serve: its first entry is
+  /// applied.
   virtual void on_role(Role role, Term term) = 0;
 };
 
@@ -58,12 +62,12 @@ class ReplicatedLog {
     LogIndex index;
     std::string result;  ///< what StateMachine::apply returned for it
   };
-  /// Resumes when the command is committed by a majority and applied here. Errors: kNotPrimary (surely
-  /// not committed through this call), kConnectionLost (lost the role meanwhile: it may or may
-  /// not come to be committed), kShuttingDown.
+  /// Resumes when the command is committed by a majority and applied here. Errors: kNotPrimary
+  /// (surely not committed through this call), kConnectionLost (lost the role meanwhile: it may or
+  /// may not come to be committed), kShuttingDown.
   virtual Task<Outcome> propose(std::string command) = 0;
-  /// Resumes when reads of the applied state are linearizable: at once under the leader lease, else after a
-  /// round of heartbeats. kNotPrimary if another primary may exist.
+  /// Resumes when reads of the applied state are linearizable: at once under the leader lease, else
+  /// after a round of heartbeats. kNotPrimary if another primary may exist.
   virtual Task<void> read_barrier() = 0;
   /// The inline form: true if a read may be answered right now.
   virtual bool may_read() const = 0;

@@ -129,8 +129,8 @@ struct Replier {
     attr = std::move(*found);
     return leases.grant(session, inode);
   }
-  /// The client takes it that the name leads to `child` (none: to nothing). Other mutations may have
-  /// been applied since this one, whose callbacks went out before this lease was there.
+  /// The client takes it that the name leads to `child` (none: to nothing). Other mutations may
+  /// have been applied since this one, whose callbacks went out before this lease was there.
   bool entry(InodeId parent, const std::string& name, InodeId child) {
     const auto now = state.lookup(parent, name);
     if (!now || (*now ? (*now)->inode : InodeId()) != child) return false;

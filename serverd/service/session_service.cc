@@ -65,7 +65,8 @@ asio::awaitable<Response> SessionService::open(Request request) {
     opening->term = term;
     node_.tasks.spawn("open session", enter(opening));
     while (!opening->result) {
-      if (const std::error_code stop = co_await opening->changed.wait(); stop) co_return failed(stop);
+      if (const std::error_code stop = co_await opening->changed.wait(); stop)
+        co_return failed(stop);
     }
     const Result<CommandResult>& result = *opening->result;
     if (!result) co_return failed(result.error());

@@ -15,21 +15,13 @@
 #include <stdexcept>
 #include <thread>
 
+#include "common/base/process.h"
+
 namespace fermata::test {
 namespace {
 
 namespace fs = std::filesystem;
 namespace json = boost::json;
-
-/// False for zombies too: whoever should reap a daemon's corpse may not.
-bool is_alive(pid_t pid) {
-  if (pid <= 1 || kill(pid, 0) != 0) return false;
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string line;
-  std::getline(file, line);
-  const std::size_t after_name = line.rfind(')');
-  return after_name == std::string::npos || line.compare(after_name, 3, ") Z") != 0;
-}
 
 pid_t pid_in(const std::string& path) {
   std::ifstream file(path);

@@ -60,7 +60,8 @@ Bytes random_bytes(std::size_t size, std::uint64_t seed) {
 }
 
 CachePin fill(CacheStore& store, std::uint64_t inode, std::uint64_t version, const Bytes& bytes) {
-  auto fill = store.begin_fill(InodeId(inode), Version(version), bytes.size(), 0100644, "f");
+  auto fill =
+      store.begin_fill(InodeId(inode), Version(version), bytes.size(), bytes.size(), 0100644, "f");
   REQUIRE(fill);
   REQUIRE(fill->created);
   for (std::size_t at = 0; at < bytes.size(); at += kMiB) {
@@ -109,10 +110,10 @@ TEST_CASE("CacheStore: a filling copy gives what is there, wakes waiters, and di
   const Bytes bytes = random_bytes(4 * kMiB, 2);
   {
     const auto store = open_store(options_for(dir.path));
-    auto begun = store->begin_fill(InodeId(1), Version(1), bytes.size(), 0, "");
+    auto begun = store->begin_fill(InodeId(1), Version(1), bytes.size(), bytes.size(), 0, "");
     REQUIRE(begun);
     CachedCopy& copy = *begun->copy;
-    auto second = store->begin_fill(InodeId(1), Version(1), bytes.size(), 0, "");
+    auto second = store->begin_fill(InodeId(1), Version(1), bytes.size(), bytes.size(), 0, "");
     CHECK((second && !second->created));
 
     Bytes out(kMiB);
@@ -133,7 +134,7 @@ TEST_CASE("CacheStore: a filling copy gives what is there, wakes waiters, and di
     const auto store = open_store(options_for(dir.path));
     CHECK_FALSE(store->find(InodeId(1), Version(1)));
     CHECK(store->stats().files == 0);
-    auto begun = store->begin_fill(InodeId(1), Version(1), bytes.size(), 0, "");
+    auto begun = store->begin_fill(InodeId(1), Version(1), bytes.size(), bytes.size(), 0, "");
     REQUIRE((begun && begun->created));
     std::error_code seen;
     begun->copy->when_present(0, 1, [&](std::error_code error) { seen = error; });
@@ -146,7 +147,7 @@ TEST_CASE("CacheStore: a filling copy gives what is there, wakes waiters, and di
 TEST_CASE("CacheStore: truncation to nothing ends a fill", "[mountd][cache]") {
   TempDir dir;
   const auto store = open_store(options_for(dir.path));
-  auto begun = store->begin_fill(InodeId(1), Version(1), 4 * kMiB, 0, "");
+  auto begun = store->begin_fill(InodeId(1), Version(1), 4 * kMiB, 4 * kMiB, 0, "");
   REQUIRE(begun);
   CachedCopy& copy = *begun->copy;
   REQUIRE(copy.write_fill(0, random_bytes(kMiB, 3)));
@@ -307,9 +308,12 @@ TEST_CASE("CacheStore: a small file's store through a living mapping is seen", "
 
 TEST_CASE("CacheStore: sparse files stay sparse", "[mountd][cache]") {
   TempDir dir;
-  const auto store = open_store(options_for(dir.path));
-  auto begun = store->begin_fill(InodeId(1), Version(1), 512 * kMiB, 0, "");
+  const auto store = open_store(options_for(dir.path, 16 * kMiB));
+  CHECK(store->begin_fill(InodeId(2), Version(1), 512 * kMiB, 17 * kMiB, 0, "").error() ==
+        std::errc::no_space_on_device);
+  auto begun = store->begin_fill(InodeId(1), Version(1), 512 * kMiB, kMiB, 0, "");
   REQUIRE(begun);
+  CHECK(store->stats().bytes == kMiB);
   CachedCopy& copy = *begun->copy;
   REQUIRE(copy.fill_hole(0, 511 * kMiB));
   REQUIRE(copy.write_fill(511 * kMiB, random_bytes(kMiB, 1)));
@@ -429,12 +433,12 @@ TEST_CASE("CacheStore: after the machine went down a clean copy is verified befo
   for (int start = 0; start < 2; ++start) {
     const auto store = open_store(options_for(dir.path));
     CHECK_FALSE(store->find(InodeId(1), Version(1)));
-    const auto whole = store->begin_fill(InodeId(1), Version(1), bytes.size(), 0, "");
+    const auto whole = store->begin_fill(InodeId(1), Version(1), bytes.size(), bytes.size(), 0, "");
     REQUIRE((whole && !whole->created));
     CHECK(content_of(*whole->copy) == bytes);
     CHECK(store->find(InodeId(1), Version(1)));
     if (start == 0) continue;
-    const auto lost = store->begin_fill(InodeId(2), Version(1), bytes.size(), 0, "");
+    const auto lost = store->begin_fill(InodeId(2), Version(1), bytes.size(), bytes.size(), 0, "");
     REQUIRE((lost && lost->created));
     CHECK(store->stats().verify_failed == 1);
   }
@@ -537,7 +541,7 @@ TEST_CASE("CacheStore: threads find, fill, write and evict together", "[mountd][
         const InodeId inode(1 + random.below(40));
         CachePin copy = store->find(inode, Version(1));
         if (!copy) {
-          auto begun = store->begin_fill(inode, Version(1), 50'000, 0, "");
+          auto begun = store->begin_fill(inode, Version(1), 50'000, 50'000, 0, "");
           if (!begun) continue;  // all else is pinned
           copy = begun->copy;
           const Bytes bytes(50'000, static_cast<std::byte>(inode.value()));

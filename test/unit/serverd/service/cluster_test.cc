@@ -277,7 +277,8 @@ TEST_CASE("serverd: what does not fit is refused with one message and changes no
   };
   const std::string dir = daemons.dir(1);
   refused({"--data-dir", dir}, 1, "create it first");
-  refused({"--no-such-flag"}, 2, "data-dir");
+  refused({"--no-such-flag"}, 2, "--no-such-flag");
+  refused({}, 2, "data-dir");
   std::filesystem::create_directories(dir);
   refused({"--data-dir", dir}, 1, "no node.toml");
   refused({"--data-dir", dir, "--init"}, 2, "--node-id");

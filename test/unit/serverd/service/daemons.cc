@@ -6,6 +6,8 @@
 #include <boost/asio/this_coro.hpp>
 #include <catch2/catch_test_macros.hpp>
 
+#include "common/net/free_port.h"
+
 extern char** environ;
 
 namespace fermata::test {
@@ -45,7 +47,9 @@ Daemons::Daemons(std::vector<std::string> more) : more_(std::move(more)) {
       (std::filesystem::temp_directory_path() / "fermata-service-XXXXXX").string();
   REQUIRE(::mkdtemp(pattern.data()) != nullptr);
   root_ = pattern;
-  port_ = 20000 + static_cast<int>(RealRandom().below(20000));
+  const auto ports = free_loopback_ports(3);
+  REQUIRE(ports.has_value());
+  ports_ = *ports;
 }
 
 Daemons::~Daemons() {
@@ -56,7 +60,9 @@ Daemons::~Daemons() {
   std::filesystem::remove_all(root_, ignored);
 }
 
-std::string Daemons::address(int node) const { return "127.0.0.1:" + std::to_string(port_ + node); }
+std::string Daemons::address(int node) const {
+  return "127.0.0.1:" + std::to_string(ports_[static_cast<std::size_t>(node) - 1]);
+}
 
 std::string Daemons::peers() const {
   return "1=" + address(1) + ",2=" + address(2) + ",3=" + address(3);

@@ -47,7 +47,7 @@ class Daemons {
  private:
   std::filesystem::path root_;
   std::vector<std::string> more_;
-  int port_ = 0;
+  std::vector<std::uint16_t> ports_;
   std::array<pid_t, 4> pids_{};
   int last_exit_ = 0;
 };
