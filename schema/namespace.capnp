@@ -61,6 +61,7 @@ struct Mutation {
     removeXattr @7 :RemoveXattr;
     commit @8 :Commit;
     releaseOrphans @9 :ReleaseOrphans;
+    lock @10 :Lock;
   }
   struct Create {
     parent @0 :UInt64;
@@ -111,6 +112,16 @@ struct Mutation {
     pathHint @10 :Data;
   }
   struct ReleaseOrphans { inodes @0 :List(UInt64); }
+  struct Lock {
+    inode @0 :UInt64;
+    space @1 :UInt8;           # LockSpace
+    type @2 :UInt8;            # LockType
+    owner @3 :UInt64;
+    first @4 :UInt64;
+    last @5 :UInt64;           # included
+    pid @6 :UInt32;
+    ticket @7 :UInt64;
+  }
 }
 
 struct MutationRequest {
@@ -133,3 +144,20 @@ struct MutationReply {
   removedLeased @8 :Bool;
   version @9 :UInt64;
 }
+
+# FindLock and WaitLock requests.
+struct LockQuery {
+  header @0 :ReadHeader;
+  lock @1 :Mutation.Lock;
+  detectDeadlock @2 :Bool;   # WaitLock
+  giveUp @3 :Bool;           # WaitLock
+}
+struct FindLockReply {
+  found @0 :Bool;
+  session @1 :UInt64;
+  type @2 :UInt8;
+  first @3 :UInt64;
+  last @4 :UInt64;
+  pid @5 :UInt32;
+}
+struct WaitLockReply { free @0 :Bool; }

@@ -19,5 +19,6 @@ inline constexpr std::size_t kXattrListMax = 64u
                                              << 10;  ///< all names of one inode (XATTR_LIST_MAX)
 inline constexpr std::size_t kXattrsBytesMax = 256u << 10;  ///< all names and values of one inode
 inline constexpr std::uint32_t kLinkCountMax = 65'000;      ///< names of one inode, as ext4
+inline constexpr std::size_t kLocksPerFileMax = 10'000;     ///< ranges held, of one kind
 
 }  // namespace fermata

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "common/base/ids.h"
+#include "common/base/range_locks.h"
 #include "common/wire/raft.h"
 
 namespace fermata {
@@ -332,8 +333,23 @@ struct ReleaseOrphansOp {
   bool operator==(const ReleaseOrphansOp&) const = default;
 };
 
+/// flock(2), fcntl(2): takes, changes or releases an advisory lock, never waiting: std::errc
+/// ::resource_unavailable_try_again if another owner's lock conflicts. The owner's session is the
+/// request's. The answer's attributes say which version the lock's holder is to see.
+struct LockOp {
+  InodeId inode;
+  LockSpace space = LockSpace::kPosix;
+  LockType type = LockType::kUnlock;
+  std::uint64_t owner = 0;
+  LockRange range;
+  std::uint32_t pid = 0;
+  /// Not 0: the owner waits in the primary's queue under this number (WaitLock) and takes its turn.
+  std::uint64_t ticket = 0;
+  bool operator==(const LockOp&) const = default;
+};
+
 using Mutation = std::variant<CreateOp, LinkOp, UnlinkOp, RmdirOp, RenameOp, SetAttrOp, SetXattrOp,
-                              RemoveXattrOp, CommitOp, ReleaseOrphansOp>;
+                              RemoveXattrOp, CommitOp, ReleaseOrphansOp, LockOp>;
 
 struct MutationRequest {
   SessionId session;
@@ -358,6 +374,25 @@ struct MutationReply {
                                 ///< be 0); of an exchange the other inode
   bool removed_leased = false;
   Version version;  ///< commit: the new version
+};
+
+// ---------------------------------------------------------------- locks
+
+/// FindLock: what keeps `lock` from being granted (F_GETLK)?
+/// WaitLock: answered when it is `lock`'s turn, or after a while with free = false: ask again. The
+/// place in the queue is kept by session, owner and ticket as long as the client keeps asking.
+/// Errors: EDEADLK; ENOLCK (the queue is full).
+struct LockQuery {
+  ReadHeader header;
+  LockOp lock;
+  bool detect_deadlock = false;  ///< WaitLock: fcntl's process locks, neither OFD nor flock
+  bool give_up = false;          ///< WaitLock: leaves the queue
+};
+struct FindLockReply {
+  std::optional<HeldLock> held;
+};
+struct WaitLockReply {
+  bool free = false;
 };
 
 // ---------------------------------------------------------------- chunks

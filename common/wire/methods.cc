@@ -28,6 +28,10 @@ const char* to_string(Method method) {
       return "getxattrs";
     case Method::kStatFs:
       return "statfs";
+    case Method::kFindLock:
+      return "find_lock";
+    case Method::kWaitLock:
+      return "wait_lock";
     case Method::kMutate:
       return "mutate";
     case Method::kQueryChunks:

@@ -21,6 +21,8 @@ enum class Method : std::uint16_t {
   kContent = 14,    ///< ContentRequest -> ContentReply, payload: chunk records
   kGetXattrs = 15,  ///< GetXattrsRequest -> GetXattrsReply
   kStatFs = 16,     ///< StatFsRequest -> StatFsReply
+  kFindLock = 17,   ///< LockQuery -> FindLockReply
+  kWaitLock = 18,   ///< LockQuery -> WaitLockReply
   // Client to primary: every mutation.
   kMutate = 20,  ///< MutationRequest, payload as Commit says -> MutationReply
   // Chunks. Payload: the chunk's bytes.

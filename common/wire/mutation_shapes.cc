@@ -107,6 +107,7 @@ struct OpWriter {
     write_ids(out.initReleaseOrphans().initInodes(static_cast<unsigned>(op.inodes.size())),
               op.inodes);
   }
+  void operator()(const LockOp& op) { wire::write(out.initLock(), op); }
 };
 
 Result<CreateOp> read_create(Mutation::Create::Reader in) {
@@ -214,6 +215,31 @@ Result<fermata::Mutation> wrap(Result<Op> op) {
 
 }  // namespace
 
+void write(schema::Mutation::Lock::Builder out, const LockOp& value) {
+  out.setInode(value.inode.value());
+  out.setSpace(static_cast<std::uint8_t>(value.space));
+  out.setType(static_cast<std::uint8_t>(value.type));
+  out.setOwner(value.owner);
+  out.setFirst(value.range.first);
+  out.setLast(value.range.last);
+  out.setPid(value.pid);
+  out.setTicket(value.ticket);
+}
+
+Result<LockOp> read(schema::Mutation::Lock::Reader in) {
+  LockOp op;
+  op.inode = InodeId(in.getInode());
+  if (in.getSpace() < 1 || in.getSpace() > 2 || in.getType() > 2) return Errc::kUnsupported;
+  op.space = static_cast<LockSpace>(in.getSpace());
+  op.type = static_cast<LockType>(in.getType());
+  op.owner = in.getOwner();
+  op.range = {in.getFirst(), in.getLast()};
+  if (op.range.first > op.range.last || op.range.last > kLockEnd) return Errc::kBadMessage;
+  op.pid = in.getPid();
+  op.ticket = in.getTicket();
+  return op;
+}
+
 void write(schema::Mutation::Builder out, const fermata::Mutation& value) {
   std::visit(OpWriter{out}, value);
 }
@@ -240,6 +266,8 @@ Result<fermata::Mutation> read(schema::Mutation::Reader in) {
       return wrap(read_commit(in.getCommit()));
     case Mutation::RELEASE_ORPHANS:
       return wrap(read_release(in.getReleaseOrphans()));
+    case Mutation::LOCK:
+      return wrap(read(in.getLock()));
   }
   return Errc::kUnsupported;
 }

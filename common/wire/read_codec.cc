@@ -11,20 +11,22 @@ using RequestWriter = wire::Writer<schema::ReadRequest>;
 
 constexpr std::size_t kEntriesMax = 1U << 20;
 
-void write_header(RequestWriter& writer, const ReadHeader& header, InodeId inode = {}) {
-  auto out = writer.root().initHeader();
+void write_header(schema::ReadHeader::Builder out, const ReadHeader& header) {
   out.setSession(header.session.value());
   out.setEpoch(header.epoch.value());
   wire::write(out.initCred(), header.cred);
+}
+void write_header(RequestWriter& writer, const ReadHeader& header, InodeId inode = {}) {
+  write_header(writer.root().initHeader(), header);
   writer.root().setInode(inode.value());
 }
 
-Result<ReadHeader> read_header(RequestReader in) {
-  const auto header = in.getHeader();
-  ReadHeader value{SessionId(header.getSession()), Epoch(header.getEpoch()), {}};
-  FM_TRY(value.cred, wire::read(header.getCred()));
+Result<ReadHeader> read_header(schema::ReadHeader::Reader in) {
+  ReadHeader value{SessionId(in.getSession()), Epoch(in.getEpoch()), {}};
+  FM_TRY(value.cred, wire::read(in.getCred()));
   return value;
 }
+Result<ReadHeader> read_header(RequestReader in) { return read_header(in.getHeader()); }
 
 /// Requests that are a header and an inode.
 template <class Message>
@@ -323,6 +325,72 @@ Result<StatFsReply> decode<StatFsReply>(std::string_view bytes) {
   return wire::decode_message<schema::StatFsReply>(
       as_bytes(bytes), [](schema::StatFsReply::Reader in) -> Result<StatFsReply> {
         return StatFsReply{in.getTotalBytes(), in.getFreeBytes(), in.getInodes()};
+      });
+}
+
+std::string encode(const LockQuery& value) {
+  wire::Writer<schema::LockQuery> writer;
+  auto out = writer.root();
+  write_header(out.initHeader(), value.header);
+  wire::write(out.initLock(), value.lock);
+  out.setDetectDeadlock(value.detect_deadlock);
+  out.setGiveUp(value.give_up);
+  return writer.finish();
+}
+template <>
+Result<LockQuery> decode<LockQuery>(std::string_view bytes) {
+  return wire::decode_message<schema::LockQuery>(
+      as_bytes(bytes), [](schema::LockQuery::Reader in) -> Result<LockQuery> {
+        LockQuery value;
+        FM_TRY(value.header, read_header(in.getHeader()));
+        FM_TRY(value.lock, wire::read(in.getLock()));
+        value.detect_deadlock = in.getDetectDeadlock();
+        value.give_up = in.getGiveUp();
+        return value;
+      });
+}
+
+std::string encode(const FindLockReply& value) {
+  wire::Writer<schema::FindLockReply> writer;
+  auto out = writer.root();
+  out.setFound(value.held.has_value());
+  if (value.held) {
+    out.setSession(value.held->owner.session.value());
+    out.setType(static_cast<std::uint8_t>(value.held->type));
+    out.setFirst(value.held->range.first);
+    out.setLast(value.held->range.last);
+    out.setPid(value.held->pid);
+  }
+  return writer.finish();
+}
+template <>
+Result<FindLockReply> decode<FindLockReply>(std::string_view bytes) {
+  return wire::decode_message<schema::FindLockReply>(
+      as_bytes(bytes), [](schema::FindLockReply::Reader in) -> Result<FindLockReply> {
+        FindLockReply value;
+        if (!in.getFound()) return value;
+        HeldLock held;
+        held.owner.session = SessionId(in.getSession());
+        if (in.getType() < 1 || in.getType() > 2) return Errc::kBadMessage;
+        held.type = static_cast<LockType>(in.getType());
+        held.range = {in.getFirst(), in.getLast()};
+        if (held.range.first > held.range.last) return Errc::kBadMessage;
+        held.pid = in.getPid();
+        value.held = held;
+        return value;
+      });
+}
+
+std::string encode(const WaitLockReply& value) {
+  wire::Writer<schema::WaitLockReply> writer;
+  writer.root().setFree(value.free);
+  return writer.finish();
+}
+template <>
+Result<WaitLockReply> decode<WaitLockReply>(std::string_view bytes) {
+  return wire::decode_message<schema::WaitLockReply>(
+      as_bytes(bytes), [](schema::WaitLockReply::Reader in) -> Result<WaitLockReply> {
+        return WaitLockReply{in.getFree()};
       });
 }
 

@@ -83,6 +83,10 @@ void write(schema::Mutation::Builder out, const Mutation& value);
 /// kUnsupported for a member of a newer version.
 Result<Mutation> read(schema::Mutation::Reader in);
 
+void write(schema::Mutation::Lock::Builder out, const LockOp& value);
+/// Refuses what no lock request is: unknown spaces and types, empty ranges.
+Result<LockOp> read(schema::Mutation::Lock::Reader in);
+
 std::string pack_chunk_ids(const std::vector<ChunkId>& ids);
 Result<std::vector<ChunkId>> unpack_chunk_ids(capnp::Data::Reader in, std::size_t count_max);
 

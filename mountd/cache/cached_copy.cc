@@ -606,11 +606,16 @@ void CachedCopy::note_closed() {
   save_stale_ = true;
 }
 
+bool CachedCopy::updating() const {
+  const MutexLock lock(mutex_);
+  return updating_;
+}
+
 Status CachedCopy::begin_update() {
   {
     const MutexLock lock(mutex_);
     if (!complete()) return Errc::kRetry;
-    FM_ASSERT(dirty_.empty() && scanned_.empty());
+    FM_ASSERT(updating_ || (dirty_.empty() && scanned_.empty()));
     updating_ = true;
   }
   return save_meta(posix::Durability::kNone);

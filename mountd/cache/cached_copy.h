@@ -140,6 +140,8 @@ class CachedCopy {
   /// Before a newer version is written in place over a clean copy (write_at, truncate; then
   /// note_clean): a crash in between drops the copy instead of taking the mix for somebody's work.
   Status begin_update();
+  /// begin_update() was called and no note_clean() has followed: the content is no version.
+  bool updating() const;
   /// Blocking. Its commit was refused for good: found by no lookup any more, kept and listed.
   Status mark_conflict();
   /// Its content is not wanted any more (unlinked and closed, or a conflict resolved by people):

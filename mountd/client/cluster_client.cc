@@ -133,6 +133,29 @@ Task<StatFsReply> ClusterClient::statfs(Credentials cred) {
   co_return co_await impl->simple_read<StatFsReply>(Method::kStatFs, std::move(request));
 }
 
+Task<FindLockReply> ClusterClient::find_lock(LockOp lock) {
+  const auto impl = impl_;
+  LockQuery request{impl->header({}), std::move(lock), false, false};
+  co_return co_await impl->simple_read<FindLockReply>(Method::kFindLock, std::move(request));
+}
+
+Task<bool> ClusterClient::wait_lock(LockOp lock, bool detect_deadlock) {
+  const auto impl = impl_;
+  LockQuery request{impl->header({}), std::move(lock), detect_deadlock, false};
+  FM_CO_TRY(const auto reply,
+            co_await impl->simple_read<WaitLockReply>(Method::kWaitLock, std::move(request)));
+  co_return reply.free;
+}
+
+Task<void> ClusterClient::give_up_lock(LockOp lock) {
+  const auto impl = impl_;
+  LockQuery request{impl->header({}), std::move(lock), false, true};
+  FM_CO_TRY(const auto reply,
+            co_await impl->simple_read<WaitLockReply>(Method::kWaitLock, std::move(request)));
+  static_cast<void>(reply);
+  co_return fermata::Status{};
+}
+
 Task<Opened> ClusterClient::open(Credentials cred, InodeId inode, Version have) {
   const auto impl = impl_;
   for (;;) {
@@ -179,7 +202,8 @@ Task<Opened> ClusterClient::open(Credentials cred, InodeId inode, Version have) 
   }
 }
 
-Task<MutationReply> ClusterClient::mutate(Credentials cred, Mutation op, Buffer payload) {
+Task<MutationReply> ClusterClient::mutate(Credentials cred, Mutation op, Buffer payload,
+                                          SessionId under) {
   const auto impl = impl_;
   const auto router = impl->router;
   ClientSession& session = router->session();
@@ -188,6 +212,7 @@ Task<MutationReply> ClusterClient::mutate(Credentials cred, Mutation op, Buffer 
     MutationRequest request;
     request.session = session.id();
     request.epoch = session.epoch();
+    if (under && request.session != under) co_return Errc::kSessionExpired;
     request.sequence = session.begin_mutation();
     request.answered_below = session.answered_below();
     request.cred = cred;

@@ -72,7 +72,15 @@ class ClusterClient {
   Task<StatFsReply> statfs(Credentials cred);
 
   /// Every mutation. The payload as CommitOp says.
-  Task<MutationReply> mutate(Credentials cred, Mutation op, Buffer payload = {});
+  /// With `under`: in that session only, else kSessionExpired and nothing was sent.
+  Task<MutationReply> mutate(Credentials cred, Mutation op, Buffer payload = {},
+                             SessionId under = {});
+  /// F_GETLK: the lock of another owner that is in the way.
+  Task<FindLockReply> find_lock(LockOp lock);
+  /// Waits in the primary's queue until it is `lock`'s turn (true) or for some seconds (false).
+  Task<bool> wait_lock(LockOp lock, bool detect_deadlock);
+  /// Leaves the queue. What is lost on the way is forgotten there by itself.
+  Task<void> give_up_lock(LockOp lock);
 
   // Chunks. get_chunk tries all nodes and verifies the hash (kCorruptChunk if no good copy is
   // found).

@@ -41,11 +41,16 @@ asio::awaitable<void> FileSystem::on_leases_void(Stamp) {
 asio::awaitable<void> FileSystem::on_new_session(SessionId fresh) {
   LoopContext& here = loops_.front();
   std::size_t fenced = 0;
+  std::size_t unlocked = 0;
   for (const auto& file : table_.held_files()) {
     CachePin copy;
     {
       MutexLock lock(file->mutex);
       copy = file->copy;
+      if (locks_.lost_exclusive(file->inode, fresh)) {
+        file->lock_lost = true;
+        ++unlocked;
+      }
     }
     if (!copy) continue;
     bool dirty = file->sticky.load();
@@ -58,6 +63,13 @@ asio::awaitable<void> FileSystem::on_new_session(SessionId fresh) {
     MutexLock lock(file->mutex);
     file->fenced = true;
     ++fenced;
+  }
+  locks_.lose_all();
+  if (unlocked != 0) {
+    spdlog::warn(
+        "the session was over: write locks on {} files are lost, what was written under "
+        "them and not committed is kept as a conflict",
+        unlocked);
   }
   if (fenced != 0) {
     spdlog::warn(

@@ -2,9 +2,11 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -60,6 +62,15 @@ bool is_dying(pid_t thread) {
   }
   const std::uint64_t signal = std::strtoull(at, nullptr, 10) & 0x7f;
   return (flags & kFlagExiting) != 0 && signal != 0;
+}
+
+bool waits_for_ofd_lock(pid_t thread) {
+  const std::string text = read_proc(thread, "syscall");
+  long number = 0;
+  unsigned long long descriptor = 0;
+  unsigned long long command = 0;
+  if (std::sscanf(text.c_str(), "%ld %llx %llx", &number, &descriptor, &command) != 3) return false;
+  return number == SYS_fcntl && command == F_OFD_SETLKW;
 }
 
 }  // namespace fermata::mountd

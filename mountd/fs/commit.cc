@@ -32,9 +32,16 @@ bool FileSystem::surely_clean(const Handle& open) {
          backing->mtime_ns == open.file->mtime_base_ns;
 }
 
-void FileSystem::flush(Ctx ctx, NodeHandle, std::uint64_t fh, std::uint64_t, StatusReply reply) {
+void FileSystem::flush(Ctx ctx, NodeHandle, std::uint64_t fh, std::uint64_t owner,
+                       StatusReply reply) {
   const auto open = handle(fh);
-  if (!open || !open->writable || surely_clean(*open)) return reply.ok();
+  if (!open) return reply.ok();
+  const bool dirty = open->writable && !surely_clean(*open);
+  if (locks_.holds(open->file->inode, LockSpace::kPosix, owner)) {
+    auto task = flush_and_unlock(at(reply), cred(ctx), open->file, dirty, owner, ctx.pid);
+    return run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
+  }
+  if (!dirty) return reply.ok();
   auto task = commit(at(reply), cred(ctx), open->file, ctx.pid);
   run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
 }
@@ -109,15 +116,21 @@ asio::awaitable<void> FileSystem::run_commits(LoopContext& at, Credentials who, 
 Task<void> FileSystem::commit_once(LoopContext& at, Credentials who, FilePtr file) {
   CommitInput input;
   std::int64_t mtime_base = 0;
+  input.under = session_.id();
+  bool lock_lost = locks_.lost_exclusive(file->inode, input.under);
   {
     MutexLock lock(file->mutex);
+    lock_lost = lock_lost || file->lock_lost;
     input.copy = file->copy;
     input.clear_suid_sgid = file->kill_privileges;
-    input.may_replace = !file->fenced;
+    const bool other_session = file->work_session && file->work_session != input.under;
+    input.may_replace = !file->fenced && !other_session;
     mtime_base = file->mtime_base_ns;
   }
   const auto view = table_.find(file->node);
   if (!input.copy || !view || input.copy->conflict()) co_return fermata::Status{};
+  if (input.copy->updating())
+    co_return std::errc::io_error;  // it holds no version: see lock_ops.cc
   // Nobody can open an unlinked file's next version: it ends with its last close here.
   if (view->attr_known && view->attr.nlink == 0) co_return fermata::Status{};
   struct Look {
@@ -135,12 +148,16 @@ Task<void> FileSystem::commit_once(LoopContext& at, Credentials who, FilePtr fil
   const bool mtime_moved = look.backing.mtime_ns != mtime_base;
   input.mtime_ns = mtime_moved ? look.backing.mtime_ns : to_ns(view->attr.mtime);
   input.cred = who;
+  if (look.modified && lock_lost) {
+    FM_CO_CHECK(co_await set_aside(at, file, copy, "its lock was lost with the session"));
+    co_return from_errno(ESTALE);
+  }
   if (look.modified) {
     auto outcome = co_await commit_copy(*at.env, *at.client, input);
     if (!outcome) co_return co_await refused(at, file, copy, outcome.error());
     if (outcome->changed) {
       count(outcome->replaced ? "replaced a newer version" : "committed");
-      after_commit(file, outcome->reply, look.backing.mtime_ns);
+      after_commit(file, outcome->reply, look.backing.mtime_ns, input.under);
       co_return fermata::Status{};
     }
   }
@@ -166,7 +183,7 @@ Task<void> FileSystem::send_times(LoopContext& at, Credentials who, FilePtr file
 }
 
 void FileSystem::after_commit(const FilePtr& file, const MutationReply& reply,
-                              std::int64_t mtime_ns) {
+                              std::int64_t mtime_ns, SessionId under) {
   const Version version = reply.version;
   if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
   {
@@ -174,6 +191,7 @@ void FileSystem::after_commit(const FilePtr& file, const MutationReply& reply,
     file->mtime_base_ns = mtime_ns;
     file->kill_privileges = false;
     file->fenced = false;
+    file->work_session = under;
     if (file->mode == IoMode::kOrdinary) file->page_cache_version = version;
   }
   if (table_.committed(file->node, version)) invalidate_later(table_.expire_names(file->inode));

@@ -160,4 +160,93 @@ Task<void> fetch_content(Env& env, ClusterClient& client, CachePin copy,
   co_return status;
 }
 
+namespace {
+
+/// What an update in place writes, and what the copy's blocks must then be.
+struct Update {
+  std::vector<ChunkId> ids;  // per block; none is a hole
+  std::vector<std::uint64_t> digests;
+  bool patched = false;
+};
+
+Task<void> update_block(Env& env, ClusterClient& client, CachePin copy,
+                        std::shared_ptr<const FileContent> content, std::shared_ptr<Update> update,
+                        std::uint64_t index, std::uint64_t size) {
+  const std::uint64_t offset = index * kBlockSizeBytes;
+  Buffer whole = Buffer::allocate(size);
+  const auto to = whole.mutable_view();
+  std::memset(to.data(), 0, size);
+  if (content->kind == fermata::OpenReply::Content::kInline) {
+    const auto bytes = content->inline_bytes.view();
+    std::memcpy(to.data(), bytes.data() + offset,
+                std::min<std::size_t>(size, bytes.size() - offset));
+  } else if (update->ids[index]) {
+    FM_CO_TRY(const Buffer bytes, co_await client.get_chunk(update->ids[index]));
+    std::memcpy(to.data(), bytes.view().data(), std::min<std::size_t>(size, bytes.size()));
+  }
+  apply_patches(to, offset, content->patches);
+  update->digests[index] = block_digest(to);
+  const bool hole = update->digests[index] == kHoleDigest;
+  const auto write = [copy, offset, size, whole, hole]() -> fermata::Status {
+    return hole ? copy->punch(offset, size) : copy->write_at(offset, whole.view());
+  };
+  co_return co_await blocking<void>(env, write);
+}
+
+fermata::Status finish_update(CachedCopy& copy, const Attr& attr, Update& update) {
+  FM_TRY(auto scan, copy.changed_blocks());
+  const bool as_written = scan.size_bytes == attr.size_bytes && scan.digests == update.digests;
+  if (!as_written) {
+    // Somebody wrote meanwhile, without the lock. What the version is stays the measure.
+    FM_CHECK(copy.mark_maybe_dirty(CachedCopy::Writes::kUntracked));
+    scan.size_bytes = attr.size_bytes;
+    scan.digests = update.digests;
+    scan.ctime_ns = 0;
+  }
+  auto chunks = update.patched ? std::vector<ChunkId>{} : std::move(update.ids);
+  return copy.note_clean(attr.version, scan, std::move(chunks), CachedCopy::After::kStillWritable);
+}
+
+}  // namespace
+
+Task<void> update_copy(Env& env, ClusterClient& client, CachePin copy, Attr attr,
+                       std::shared_ptr<const FileContent> content) {
+  const CopyMeta before = copy->meta();
+  const bool known = !copy->updating();  // an update that was cut short left anything
+  const auto begin = [copy, attr]() -> fermata::Status {
+    FM_CHECK(copy->begin_update());
+    FM_TRY(const auto backing, copy->stat());
+    if (backing.size_bytes == attr.size_bytes) return {};
+    return copy->truncate(attr.size_bytes);
+  };
+  FM_CO_CHECK(co_await blocking<void>(env, begin));
+  const std::uint64_t count = block_count_of(attr.size_bytes);
+  const auto update = std::make_shared<Update>();
+  update->patched = !content->patches.empty();
+  update->digests.assign(count, kHoleDigest);
+  if (content->kind == fermata::OpenReply::Content::kChunks) {
+    update->ids.resize(count);
+    for (const auto& ref : content->chunks) {
+      if (ref.index < count) update->ids[ref.index] = ref.id;
+    }
+  }
+  const auto size_of = [](std::uint64_t size_bytes, std::uint64_t index) {
+    return std::min<std::uint64_t>(kBlockSizeBytes, size_bytes - index * kBlockSizeBytes);
+  };
+  for (std::uint64_t index = 0; index < count; ++index) {
+    const std::uint64_t size = size_of(attr.size_bytes, index);
+    const bool same = known && !update->patched && index < before.chunks.size() &&
+                      index < update->ids.size() && index < before.clean.digests.size() &&
+                      before.chunks[index] == update->ids[index] &&
+                      size_of(before.clean.size_bytes, index) == size;
+    if (same) {
+      update->digests[index] = before.clean.digests[index];
+      continue;
+    }
+    FM_CO_CHECK(co_await update_block(env, client, copy, content, update, index, size));
+  }
+  const auto finish = [copy, attr, update] { return finish_update(*copy, attr, *update); };
+  co_return co_await blocking<void>(env, finish);
+}
+
 }  // namespace fermata::mountd

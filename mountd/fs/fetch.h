@@ -23,4 +23,10 @@ Task<void> fetch_content(Env& env, ClusterClient& client, CachePin copy,
 void apply_patches(MutableByteView block, std::uint64_t block_offset_bytes,
                    const std::vector<std::pair<Patch, Buffer>>& patches);
 
+/// Writes version `attr` over the complete, clean `copy` for which begin_update() was called: only
+/// the chunks that differ are fetched. Whoever writes into it meanwhile finds its bytes modified
+/// afterwards, or replaced.
+Task<void> update_copy(Env& env, ClusterClient& client, CachePin copy, Attr attr,
+                       std::shared_ptr<const FileContent> content);
+
 }  // namespace fermata::mountd

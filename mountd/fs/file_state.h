@@ -51,7 +51,9 @@ struct FileState {
   /// was committed elsewhere.
   std::atomic<bool> sticky{false};
   std::atomic<bool> mapped{false};  ///< a writable mapping outlived the last writable open
+  std::atomic<bool> locked{false};  ///< somebody asked for a lock: every close must be heard of
   Gate gate;                        ///< serialises what attaches, fills and truncates
+  Gate lock_gate;                   ///< one lock request on its way at a time
 
   Mutex mutex;
   CachePin copy FM_GUARDED_BY(mutex);
@@ -62,7 +64,12 @@ struct FileState {
   /// The backing file's mtime that stands for the mtime in the attributes: another one means that a
   /// local write has set it.
   std::int64_t mtime_base_ns FM_GUARDED_BY(mutex) = 0;
+  /// The session under which what no commit has taken was begun; in another one the commit is
+  /// fenced: it takes effect only if nobody else has committed since.
+  SessionId work_session FM_GUARDED_BY(mutex);
   bool fenced FM_GUARDED_BY(mutex) = false;  ///< written under a session that is over
+  /// Written under a lock that was lost with its session: its commit is refused.
+  bool lock_lost FM_GUARDED_BY(mutex) = false;
   bool kill_privileges FM_GUARDED_BY(mutex) = false;
   bool idle_listed FM_GUARDED_BY(mutex) = false;
   int watch FM_GUARDED_BY(mutex) = -1;  ///< inotify watch while `mapped`

@@ -21,6 +21,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -32,6 +33,7 @@
 #include "mountd/client/cluster_client.h"
 #include "mountd/client/session.h"
 #include "mountd/fs/file_state.h"
+#include "mountd/fs/held_locks.h"
 #include "mountd/fs/mapped_watch.h"
 #include "mountd/fs/node_table.h"
 #include "mountd/fs/request_task.h"
@@ -130,6 +132,11 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   void statfs(Ctx, NodeHandle, StatfsReply reply) override;
   void setxattr(Ctx, NodeHandle, std::string_view name, ByteView value, int flags,
                 StatusReply reply) override;
+  bool wants_locks() const override { return true; }
+  void getlk(Ctx, NodeHandle, const LockRequest&, LockReply reply) override;
+  void setlk(Ctx, NodeHandle, const LockRequest&, StatusReply reply) override;
+  void flock(Ctx, NodeHandle, std::uint64_t fh, std::uint64_t owner, int operation,
+             StatusReply reply) override;
   void getxattr(Ctx, NodeHandle, std::string_view name, XattrReply reply) override;
   void listxattr(Ctx, NodeHandle, XattrReply reply) override;
   void removexattr(Ctx, NodeHandle, std::string_view name, StatusReply reply) override;
@@ -146,7 +153,10 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     CachePin copy;
     std::shared_ptr<Fd> reader;  // of the copy
     bool writable = false;
+    bool flushes = true;  // close(2) is told; else only the last one, by release
     IoMode mode = IoMode::kNone;
+    Mutex mutex;
+    std::set<std::uint64_t> lockers FM_GUARDED_BY(mutex);  // owners of fcntl locks, if not told
   };
   /// An open directory: where its stream is.
   struct DirHandle {
@@ -287,6 +297,37 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                          std::string value, std::uint32_t flags);
   Task<void> do_removexattr(LoopContext& at, Credentials who, NodeHandle node, std::string name);
 
+  // lock_ops.cc
+  /// A lock request under way; its caller may be interrupted.
+  struct LockJob {
+    explicit LockJob(const boost::asio::any_io_executor& executor)
+        : finished(std::make_shared<Signal>(executor)) {}
+    const std::shared_ptr<Signal> finished;
+    bool detect_deadlock = false;
+    bool given_up = false;  // on the loop
+  };
+  void start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp op, bool wait,
+                  StatusReply reply);
+  Task<struct flock> do_find_lock(LoopContext& at, LockOp op);
+  Task<void> do_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op, pid_t caller,
+                     std::shared_ptr<LockJob> job);
+  awaitable<void> run_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
+                           std::shared_ptr<LockJob> job);
+  Task<LockList> try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op);
+  awaitable<void> give_up_lock(LoopContext& at, LockOp op);
+  awaitable<void> restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op,
+                                LockList before);
+  bool releases_write(const LockOp& op) const;
+  Task<void> do_unlock(LoopContext& at, Credentials who, FilePtr file, LockOp op, pid_t caller);
+  Task<void> flush_and_unlock(LoopContext& at, Credentials who, FilePtr file, bool dirty,
+                              std::uint64_t owner, pid_t caller);
+  /// The last close of an open file description: what it locked goes.
+  void release_locks(LoopContext& at, const std::shared_ptr<Handle>& open,
+                     const ReleaseRequest& request);
+  void release_lock(LoopContext& at, const FilePtr& file, LockSpace space, std::uint64_t owner);
+  awaitable<void> unlock_behind(LoopContext& at, FilePtr file, LockOp op);
+  Task<void> update_in_place(LoopContext& at, Credentials who, FilePtr file);
+
   // commit.cc
   /// Everything written so far is committed, or an error says why not. Cancelled, or when `caller`
   /// dies of a signal, it returns EINTR and the commit goes on.
@@ -297,7 +338,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<void> commit_once(LoopContext& at, Credentials who, FilePtr file);
   Task<void> send_times(LoopContext& at, Credentials who, FilePtr file, std::int64_t mtime_ns,
                         bool clear_suid_sgid);
-  void after_commit(const FilePtr& file, const MutationReply& reply, std::int64_t mtime_ns);
+  void after_commit(const FilePtr& file, const MutationReply& reply, std::int64_t mtime_ns,
+                    SessionId under);
   Task<void> refused(LoopContext& at, FilePtr file, CachePin copy, std::error_code error);
   Task<void> set_aside(LoopContext& at, FilePtr file, CachePin copy, const char* why);
   bool surely_clean(const Handle& open);
@@ -322,6 +364,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   std::atomic<bool> passthrough_{false};
   std::atomic<bool> epoch_{false};
   MappedWatch mapped_;
+  HeldLocks locks_;
+  std::atomic<std::uint64_t> next_ticket_{1};
 
   Mutex handles_mutex_;
   std::unordered_map<std::uint64_t, std::shared_ptr<Handle>> handles_ FM_GUARDED_BY(handles_mutex_);

@@ -317,9 +317,12 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
     }
     ++file->opens;
     if (wish.writable) {
-      file->writers.fetch_add(1);
-    } else {
+      if (file->writers.fetch_add(1) == 0 && !file->sticky.load()) {
+        file->work_session = session_.id();
+      }
+    } else if (!file->locked.load()) {
       result.flags |= kOpenNoFlush;
+      opened->flushes = false;
     }
   }
   result.fh = next_handle_.fetch_add(1);
@@ -387,7 +390,11 @@ std::shared_ptr<FileSystem::Handle> FileSystem::remove_handle(std::uint64_t fh) 
 }
 
 void FileSystem::release(Ctx, NodeHandle, const ReleaseRequest& request, StatusReply reply) {
-  close_handle(at(reply), request.fh);
+  LoopContext& loop = at(reply);
+  if (const auto open = handle(request.fh); open && open->file->locked.load()) {
+    release_locks(loop, open, request);
+  }
+  close_handle(loop, request.fh);
   reply.ok();
 }
 

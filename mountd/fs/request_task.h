@@ -40,11 +40,16 @@ Task<T> without_throwing(Task<T> task) {
   co_return co_await std::move(task);
 }
 
+/// Which signals end a request: those that kill the caller, or any (a wait for a lock: fcntl(2)).
+enum class Interrupts { kFatal, kAny };
+
 template <class R>
 struct RequestTask : std::enable_shared_from_this<RequestTask<R>> {
-  RequestTask(R r, pid_t thread) : reply(std::move(r)), caller(thread), timer(reply.executor()) {}
+  RequestTask(R r, pid_t thread, Interrupts ends_it = Interrupts::kFatal)
+      : reply(std::move(r)), caller(thread), interrupts(ends_it), timer(reply.executor()) {}
   R reply;
   pid_t caller;
+  Interrupts interrupts;
   boost::asio::cancellation_signal cancel;
   boost::asio::steady_timer timer;
   bool over = false;
@@ -57,7 +62,7 @@ struct RequestTask : std::enable_shared_from_this<RequestTask<R>> {
   void interrupted() {
     constexpr auto kLookAgain = std::chrono::milliseconds(100);
     if (over) return;
-    if (is_being_killed(caller)) {
+    if (interrupts == Interrupts::kAny || is_being_killed(caller)) {
       cancel.emit(boost::asio::cancellation_type::terminal);
       return;
     }
@@ -75,8 +80,9 @@ struct RequestTask : std::enable_shared_from_this<RequestTask<R>> {
 
 /// Runs `task` on the request's loop; then `answer(reply, value)`, or its error.
 template <class T, class R, class Answer>
-void run_request(const RequestContext& ctx, R reply, Task<T> task, Answer answer) {
-  auto call = std::make_shared<RequestTask<R>>(std::move(reply), ctx.pid);
+void run_request(const RequestContext& ctx, R reply, Task<T> task, Answer answer,
+                 Interrupts interrupts = Interrupts::kFatal) {
+  auto call = std::make_shared<RequestTask<R>>(std::move(reply), ctx.pid, interrupts);
   call->watch_interrupts();
   const auto executor = call->reply.executor();
   boost::asio::co_spawn(

@@ -170,7 +170,8 @@ Task<Attempt> send(Env& env, ClusterClient& client, const CommitInput& input, Ch
     payload = Buffer::copy_of(as_bytes(records));
   }
   op.size_bytes = scan.size_bytes;
-  FM_CO_TRY(out.reply, co_await client.mutate(input.cred, std::move(op), std::move(payload)));
+  FM_CO_TRY(out.reply,
+            co_await client.mutate(input.cred, std::move(op), std::move(payload), input.under));
   co_return out;
 }
 

@@ -38,6 +38,7 @@ struct CommitInput {
   std::int64_t mtime_ns = 0;
   bool clear_suid_sgid = false;
   bool may_replace = true;  ///< false: a stale base is final (fenced)
+  SessionId under;          ///< that it may be committed in; none: any
   CachedCopy::After after = CachedCopy::After::kStillWritable;
   std::string path_hint;
 };

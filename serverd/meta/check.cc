@@ -183,6 +183,19 @@ class Checker {
       }
       return {};
     }));
+    FM_CHECK(walk(Family::kLocks, [&](std::string_view key, std::string_view value) -> Status {
+      const InodeId inode(number_in(key, 0));
+      (void)find(inode, "lock");
+      FM_TRY(const LockList locks, decode_locks(value));
+      if (locks.empty()) problem(name_of(inode) + ": an empty list of locks is kept");
+      for (std::size_t i = 0; i < locks.size(); ++i) {
+        if (!sessions.contains(locks[i].owner.session))
+          problem(name_of(inode) + ": a lock of a session that is over");
+        for (std::size_t j = 0; j < i; ++j)
+          if (conflicts(locks[j], locks[i])) problem(name_of(inode) + ": locks that conflict");
+      }
+      return {};
+    }));
     return walk(Family::kOrphans, [&](std::string_view key, std::string_view) -> Status {
       const InodeId inode(number_in(key, 0));
       if (!sessions.contains(SessionId(number_in(key, 8))))

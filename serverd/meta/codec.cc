@@ -39,6 +39,7 @@ class Reader {
     if (format > kFormat) return Errc::kVersionMismatch;
     return {};
   }
+  bool good() const { return ok_; }
   bool done() const { return ok_ && rest_.empty(); }
 
  private:
@@ -153,6 +154,9 @@ std::string key_of(InodeId inode, std::string_view name) {
 std::string key_of(InodeId inode, Cookie cookie) { return be(inode.value(), cookie.value()); }
 std::string key_of(InodeId inode, LogIndex index) { return be(inode.value(), index.value()); }
 std::string key_of(InodeId inode, SessionId session) { return be(inode.value(), session.value()); }
+std::string key_of(InodeId inode, LockSpace space) {
+  return be(inode.value()) + static_cast<char>(space);
+}
 std::string key_of(SessionId session) { return be(session.value()); }
 std::string key_of(SessionId session, Sequence sequence) {
   return be(session.value(), sequence.value());
@@ -491,6 +495,37 @@ Result<Conflict> decode_conflict(std::string_view key, std::string_view value) {
   return conflict;
 }
 Result<ChunkId> decode_chunk_key(std::string_view key) { return parse_chunk_id(key); }
+
+std::string encode_locks(const LockList& locks) {
+  std::string out = begin_value(1 + locks.size() * 37);
+  for (const HeldLock& lock : locks) {
+    append_le(out, lock.owner.session.value());
+    append_le(out, lock.owner.number);
+    append_le(out, lock.range.first);
+    append_le(out, lock.range.last);
+    append_le(out, static_cast<std::uint8_t>(lock.type));
+    append_le(out, lock.pid);
+  }
+  return out;
+}
+Result<LockList> decode_locks(std::string_view value) {
+  Reader reader(value);
+  FM_CHECK(reader.begin());
+  LockList locks;
+  while (!reader.done()) {
+    HeldLock lock;
+    lock.owner.session = SessionId(reader.take<std::uint64_t>());
+    lock.owner.number = reader.take<std::uint64_t>();
+    lock.range.first = reader.take<std::uint64_t>();
+    lock.range.last = reader.take<std::uint64_t>();
+    const auto type = reader.take<std::uint8_t>();
+    lock.pid = reader.take<std::uint32_t>();
+    if (!reader.good() || type < 1 || type > 2) return Errc::kCorruptStore;
+    lock.type = static_cast<LockType>(type);
+    locks.push_back(lock);
+  }
+  return locks;
+}
 
 Attr to_attr(InodeId inode, const InodeRecord& record) {
   Attr attr;

@@ -16,6 +16,7 @@ std::string key_of(InodeId inode, LogIndex index);         ///< conflicts
 std::string key_of(InodeId inode, SessionId session);      ///< orphans
 std::string key_of(SessionId session);
 std::string key_of(SessionId session, Sequence sequence);  ///< requests
+std::string key_of(InodeId inode, LockSpace space);        ///< locks
 std::string key_of(const ChunkId& chunk);                  ///< chunk refs, garbage
 std::string chunk_key(InodeId inode, std::uint32_t chunk_index);
 std::string patch_key(InodeId inode, LogIndex index, std::uint32_t number);
@@ -68,5 +69,7 @@ Result<std::string> decode_text(std::string_view value);
 std::string encode_conflict(const Conflict& conflict);
 Result<Conflict> decode_conflict(std::string_view key, std::string_view value);
 Result<ChunkId> decode_chunk_key(std::string_view key);
+std::string encode_locks(const LockList& locks);
+Result<LockList> decode_locks(std::string_view value);
 
 }  // namespace fermata::serverd

@@ -111,6 +111,10 @@ class Namespace final : public StateMachine {
   Result<Listing> readdir_at(InodeId directory, LogIndex at, std::string_view after,
                              std::size_t entries_max) const;
 
+  // ---- locks
+  /// Of one kind, held on the file; empty if there is no such file.
+  Result<LockList> locks(InodeId inode, LockSpace space) const;
+
   // ---- sessions and requests
   Result<std::optional<Session>> session(SessionId session) const;
   Result<std::vector<Session>> sessions() const;

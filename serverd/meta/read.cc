@@ -207,6 +207,12 @@ Namespace::Counters Namespace::counters() const {
           .history_start = state.history_start};
 }
 
+Result<LockList> Namespace::locks(InodeId inode, LockSpace space) const {
+  FM_TRY(const auto value, store_.get(Family::kLocks, key_of(inode, space)));
+  if (!value) return LockList();
+  return decode_locks(*value);
+}
+
 Result<std::vector<Namespace::OrphanEntry>> Namespace::orphans() const {
   std::vector<OrphanEntry> orphans;
   const auto it = store_.iterate(Family::kOrphans, {}, {});

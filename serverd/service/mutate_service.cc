@@ -6,6 +6,7 @@
 #include "common/wire/message_codec.h"
 #include "serverd/service/callbacks.h"
 #include "serverd/service/chunk_durability.h"
+#include "serverd/service/lock_service.h"
 #include "serverd/service/space_guard.h"
 
 namespace fermata::serverd {
@@ -115,6 +116,10 @@ asio::awaitable<void> MutateService::run(std::shared_ptr<Flight> flight) {
 
 Task<CommandResult> MutateService::execute(std::shared_ptr<Flight> flight) {
   const Mutation& op = flight->request.op;
+  if (const auto* lock = std::get_if<LockOp>(&op)) {
+    if (!node_.locks->is_turn_of(flight->request.session, *lock))
+      co_return refused(std::make_error_code(std::errc::resource_unavailable_try_again));
+  }
   if (takes_room(op) && !node_.space->has_room()) co_return refused(from_errno(ENOSPC));
   auto chunks = chunks_of(op, flight->payload.view());
   if (!chunks) co_return chunks.error();
@@ -139,7 +144,7 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight) {
   const MutationRequest& request = flight->request;
   FM_CO_CHECK(co_await readable(node_));
   const Term term = node_.term;
-  auto plan = plan_mutation(*node_.ns, request.op);
+  auto plan = plan_mutation(*node_.ns, request.session, request.op);
   if (!plan) co_return refused(plan.error());
   if (plan->found) {
     CommandResult found;
@@ -150,7 +155,7 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight) {
     if (const auto error = co_await links_freed_.wait()) co_return error;
     FM_CO_CHECK(co_await readable(node_));
     if (!node_.serves(term)) co_return Errc::kNotPrimary;
-    plan = plan_mutation(*node_.ns, request.op);
+    plan = plan_mutation(*node_.ns, request.session, request.op);
     if (!plan) co_return refused(plan.error());
   }
   Marks marks(*this, *plan);
@@ -178,6 +183,8 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight) {
   command.body = std::move(mutate);
   auto result = co_await node_.propose(std::move(command));
   marks.release();
+  if (const auto* lock = std::get_if<LockOp>(&request.op); lock != nullptr && result)
+    node_.locks->on_answered(request.session, *lock, result->error == 0);
   co_return result;
 }
 

@@ -34,6 +34,7 @@ void touch_name(TouchSet& set, InodeId directory, const std::string& name) {
 
 struct Planner {
   const Namespace& state;
+  SessionId session;
   MutationPlan plan;
 
   Status lose_name(const Dirent& entry) {
@@ -113,6 +114,14 @@ struct Planner {
   Status operator()(const RemoveXattrOp& op) { return change(op.inode); }
   Status operator()(const CommitOp& op) { return change(op.inode); }
   Status operator()(const ReleaseOrphansOp&) { return {}; }
+  Status operator()(const LockOp& op) {
+    FM_TRY(const Attr attr, state.attr(op.inode));
+    // As the command would, but without a round through the log.
+    FM_TRY(const LockList held, state.locks(op.inode, op.space));
+    const HeldLock wanted{{session, op.owner}, op.range, op.type, op.pid};
+    if (find_conflict(held, wanted)) return std::errc::resource_unavailable_try_again;
+    return {};
+  }
 };
 
 /// Fills a reply's fields from the state; an inode that is gone leaves its field absent.
@@ -178,12 +187,13 @@ struct Replier {
     reply.version = result.version;
   }
   void operator()(const ReleaseOrphansOp&) {}
+  void operator()(const LockOp& op) { reply.leased = fill(op.inode, reply.attr); }
 };
 
 }  // namespace
 
-Result<MutationPlan> plan_mutation(const Namespace& state, const Mutation& op) {
-  Planner planner{state, {}};
+Result<MutationPlan> plan_mutation(const Namespace& state, SessionId session, const Mutation& op) {
+  Planner planner{state, session, {}};
   FM_CHECK(std::visit([&](const auto& each) { return planner(each); }, op));
   return std::move(planner.plan);
 }

@@ -24,7 +24,7 @@ struct MutationPlan {
 };
 
 /// An error is the operation's own, final for the state as it is.
-Result<MutationPlan> plan_mutation(const Namespace& state, const Mutation& op);
+Result<MutationPlan> plan_mutation(const Namespace& state, SessionId session, const Mutation& op);
 
 /// It adds to what is stored: refused when the disks are full.
 bool takes_room(const Mutation& op);

@@ -13,6 +13,7 @@
 #include "serverd/service/chunk_fetcher.h"
 #include "serverd/service/chunk_service.h"
 #include "serverd/service/history_keeper.h"
+#include "serverd/service/lock_service.h"
 #include "serverd/service/mutate_service.h"
 #include "serverd/service/node_context.h"
 #include "serverd/service/peers.h"
@@ -61,6 +62,7 @@ struct Node::Impl final : NamespaceListener {
     node.space = &space;
     node.fetcher = &fetcher;
     node.durability = &durability;
+    node.locks = &locks;
   }
   ~Impl() override { *alive = false; }
 
@@ -69,6 +71,7 @@ struct Node::Impl final : NamespaceListener {
   void on_chunks_dropped(std::span<const ChunkId> ids) override { fetcher.on_dropped(ids); }
   void on_sessions_ended(std::span<const SessionId> ids) override {
     sessions.on_sessions_ended(ids);
+    locks.on_sessions_ended(ids);
   }
   void on_digest_ordered(LogIndex) override { admin.on_digest_ordered(); }
   void on_role(Role role, Term term) override;
@@ -112,6 +115,7 @@ struct Node::Impl final : NamespaceListener {
   HistoryKeeper history{node};
   SessionService sessions{node};
   ReadService reads{node};
+  LockService locks{node};
   MutateService mutations{node};
   ChunkService chunk_requests{node};
   AdminService admin{node};
@@ -371,6 +375,10 @@ asio::awaitable<Response> Node::Impl::dispatch(std::shared_ptr<Connection> from,
       co_return co_await reads.xattrs(std::move(request));
     case Method::kStatFs:
       co_return co_await reads.statfs(std::move(request));
+    case Method::kFindLock:
+      co_return co_await locks.find(std::move(request));
+    case Method::kWaitLock:
+      co_return co_await locks.wait(std::move(request));
     case Method::kMutate:
       co_return co_await mutations.mutate(std::move(request));
     case Method::kQueryChunks:

@@ -32,6 +32,7 @@ class Callbacks;
 class SpaceGuard;
 class ChunkFetcher;
 class ChunkDurability;
+class LockService;
 
 struct NodeContext {
   NodeContext(Env& environment, Network& net, NodeConfig cfg);
@@ -49,6 +50,7 @@ struct NodeContext {
   SpaceGuard* space = nullptr;
   ChunkFetcher* fetcher = nullptr;
   ChunkDurability* durability = nullptr;
+  LockService* locks = nullptr;
 
   // ---- as primary. `serving`: of `term`, with the tables below filled.
   bool serving = false;

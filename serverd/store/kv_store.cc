@@ -40,6 +40,8 @@ const char* to_string(Family family) {
       return "history_index";
     case Family::kConflicts:
       return "conflicts";
+    case Family::kLocks:
+      return "locks";
   }
   return "unknown";
 }

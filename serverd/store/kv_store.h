@@ -45,8 +45,9 @@ enum class Family : std::uint8_t {
   kHistory = 16,       ///< family, key, index -> the value that was in force until index
   kHistoryIndex = 17,  ///< index, family, key: the same, for pruning
   kConflicts = 18,     ///< inode, index -> who replaced whose version
+  kLocks = 19,         ///< inode, space -> the locks held
 };
-inline constexpr int kFamilyCount = 18;
+inline constexpr int kFamilyCount = 19;
 inline constexpr std::array<Family, kFamilyCount> kFamilies = [] {
   std::array<Family, kFamilyCount> all{};
   for (int i = 0; i < kFamilyCount; ++i)

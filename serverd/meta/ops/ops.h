@@ -33,6 +33,7 @@ Outcome apply_op(OpContext& context, const SetXattrOp& op);
 Outcome apply_op(OpContext& context, const RemoveXattrOp& op);
 Outcome apply_op(OpContext& context, const CommitOp& op);
 Outcome apply_op(OpContext& context, const ReleaseOrphansOp& op);
+Outcome apply_op(OpContext& context, const LockOp& op);
 
 Outcome apply_bootstrap(Txn& txn, const fermata::Command& command, const BootstrapCommand& body);
 Outcome apply_open_session(Txn& txn, const fermata::Command& command,
@@ -80,6 +81,8 @@ void clear_suid_sgid(InodeRecord& record);
 Status drop_link(OpContext& context, InodeId inode, InodeRecord record, bool open_here);
 /// Moves an inode and all that hangs on it to history.
 Status reap(Txn& txn, InodeId inode);
+/// The locks of sessions that are over.
+Status release_locks(Txn& txn, std::span<const SessionId> ended);
 /// The session no longer has the unlinked inode open.
 Status release_orphan(Txn& txn, InodeId inode, SessionId session);
 

@@ -12,6 +12,8 @@ Status reap(Txn& txn, InodeId inode) {
     FM_TRY(const auto records, txn.scan_prefix(family, key_of(inode)));
     for (const auto& record : records) FM_CHECK(txn.replace(family, record.key, std::nullopt));
   }
+  for (const LockSpace space : {LockSpace::kPosix, LockSpace::kFlock})
+    txn.erase(Family::kLocks, key_of(inode, space));
   --txn.state().inodes;
   return txn.erase_inode(inode);
 }

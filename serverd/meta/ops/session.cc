@@ -35,6 +35,7 @@ Outcome apply_open_session(Txn& txn, const fermata::Command& command,
 Outcome apply_end_sessions(Txn& txn, const EndSessionsCommand& body,
                            std::vector<SessionId>& ended) {
   CommandResult result;
+  FM_CHECK(release_locks(txn, body.sessions));
   for (const SessionId id : body.sessions) {
     FM_TRY(const auto session, txn.session(id));
     if (!session) continue;

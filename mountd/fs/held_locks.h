@@ -1,0 +1,34 @@
+// The advisory locks that programs of this mount hold, as the cluster has them: what must be
+// released with a close, what a release must commit first, what a lost session takes away.
+//
+// Thread-safety: any thread.
+#pragma once
+
+#include <map>
+#include <utility>
+
+#include "common/base/mutex.h"
+#include "common/base/range_locks.h"
+
+namespace fermata::mountd {
+
+class HeldLocks {
+ public:
+  /// The cluster granted (or released) it in the owner's session.
+  void apply(InodeId inode, LockSpace space, const HeldLock& lock);
+  /// What the owner holds on the file.
+  LockList of_owner(InodeId inode, LockSpace space, std::uint64_t owner) const;
+  bool holds(InodeId inode, LockSpace space, std::uint64_t owner) const {
+    return !of_owner(inode, space, owner).empty();
+  }
+  /// It is locked for writing by the grant of a session other than `now`: others may have it.
+  bool lost_exclusive(InodeId inode, SessionId now) const;
+  /// All are gone with the session.
+  void lose_all();
+
+ private:
+  mutable Mutex mutex_;
+  std::map<std::pair<InodeId, LockSpace>, LockList> locks_ FM_GUARDED_BY(mutex_);
+};
+
+}  // namespace fermata::mountd
