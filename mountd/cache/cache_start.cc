@@ -321,7 +321,7 @@ void CacheStore::load(std::vector<CopyMeta> found) {
                     [](const CopyMeta& meta) { return std::pair(meta.last_use_ns, meta.serial); });
   // Dirty ones take their key first: no clean copy of the same version may hide one.
   std::ranges::stable_partition(found, [](const CopyMeta& meta) { return meta.maybe_dirty; });
-  std::vector<std::shared_ptr<CachedCopy>> unwanted;
+  std::vector<std::shared_ptr<CachedCopy>> unwanted, set_aside;
   for (CopyMeta& meta : found) {
     const auto copy = make_object(meta);
     const auto st = copy->stat();
@@ -334,6 +334,20 @@ void CacheStore::load(std::vector<CopyMeta> found) {
       modified = !scan || scan->modified() || !meta.clean_known;
     } else if (wanted && !meta.conflict) {
       wanted = st->size_bytes == meta.clean.size_bytes;  // else a power cut took a part
+    }
+    const char* why_aside = nullptr;
+    if (wanted && meta.maybe_dirty && !meta.conflict) {
+      const auto users = copy->has_writable_users();
+      if (users && *users) {
+        why_aside = "a program of an earlier mount still writes to it";  // past us: passthrough
+      } else if (modified && meta.serial < suspect_below_) {
+        // Its bytes may be older than its sidecar: no such guess replaces a good version.
+        why_aside = "the machine went down before it was committed";
+      }
+    }
+    if (why_aside != nullptr) {
+      spdlog::warn("cache: local changes of inode {} are kept as a conflict in {} ({})",
+                   meta.inode.value(), copy->data_path_, why_aside);
     }
     std::vector<std::shared_ptr<Fd>> closing;
     copy->take_descriptors(closing);
@@ -355,7 +369,10 @@ void CacheStore::load(std::vector<CopyMeta> found) {
       const MutexLock copy_lock(copy->mutex_);
       copy->marked_on_disk_ = meta.maybe_dirty;
       if (meta.maybe_dirty) copy->size_bytes_ = st->size_bytes;
-      if (meta.maybe_dirty && !meta.conflict && !modified) {
+      if (why_aside != nullptr) {
+        copy->conflict_ = true;
+        set_aside.push_back(copy);
+      } else if (meta.maybe_dirty && !meta.conflict && !modified) {
         copy->maybe_dirty_ = false;
         copy->untracked_ = false;
         copy->save_stale_ = true;
@@ -363,7 +380,12 @@ void CacheStore::load(std::vector<CopyMeta> found) {
     }
     copy->charged_bytes_ = st->allocated_bytes;
     insert_locked(copy);
-    if (modified) recovered_.push_back(copy);
+    if (modified && why_aside == nullptr) recovered_.push_back(copy);
+  }
+  for (const auto& copy : set_aside) {
+    if (const Status kept = copy->mark_conflict(); !kept) {
+      spdlog::error("cache: cannot write {}: {}", copy->meta_path_, kept.error().message());
+    }
   }
   const MutexLock lock(mutex_);
   copies_.sort([](const auto& a, const auto& b) { return a->last_use_ns_ < b->last_use_ns_; });

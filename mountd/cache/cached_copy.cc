@@ -294,22 +294,35 @@ Status CachedCopy::end_fill_by_truncation() {
   {
     std::unique_lock<Mutex> lock(mutex_);
     if (fill_error_) return fill_error_;
-    if (!complete()) {
-      complete_ = true;  // no write_fill begins any more; wait for those under way
-      maybe_dirty_ = true;
-      clean_known_ = false;
-      clean_ = {};
-      chunks_.clear();
-      size_bytes_ = 0;
-      fills_done_.wait(lock, [this] { return fills_in_flight_ == 0; });
-      present_.clear();
-      digest_known_ = {};
-    }
+    if (complete()) return {};
+    complete_ = true;  // no write_fill begins any more; wait for those under way
+    maybe_dirty_ = true;
+    clean_known_ = false;
+    clean_ = {};
+    chunks_.clear();
+    fills_done_.wait(lock, [this] { return fills_in_flight_ == 0; });
+    present_.clear();
+    digest_known_ = {};
   }
-  FM_CHECK(save_meta(store_.options_.sync_dirty_marks ? posix::Durability::kSynced
-                                                      : posix::Durability::kNone));
+  const auto cut = [this]() -> Status {
+    FM_TRY(const auto fd, writer());
+    if (::ftruncate(fd->get(), 0) != 0) return last_errno();
+    size_bytes_ = 0;
+    return save_meta(store_.options_.sync_dirty_marks ? posix::Durability::kSynced
+                                                      : posix::Durability::kNone);
+  };
+  const Status done = cut();
+  if (!done) {
+    {
+      const MutexLock lock(mutex_);
+      complete_ = false;  // it holds neither the old version nor the new one
+      maybe_dirty_ = false;
+      fill_error_ = done.error();
+    }
+    store_.forget(*this);
+  }
   wake_waiters();
-  return {};
+  return done;
 }
 
 bool CachedCopy::present(std::uint64_t offset_bytes, std::uint64_t size) const {
@@ -553,6 +566,7 @@ Result<ChangeScan> CachedCopy::changed_blocks() {
   IntervalSet candidates;
   Fingerprint clean;
   const bool untracked = untracked_;
+  bool clean_known = true;
   {
     const MutexLock lock(mutex_);
     if (!complete()) return Errc::kRetry;
@@ -560,12 +574,19 @@ Result<ChangeScan> CachedCopy::changed_blocks() {
     dirty_.clear();
     candidates = scanned_;
     clean = clean_;
+    clean_known = clean_known_;
   }
   FM_TRY(const auto fd, reader());
-  // So that a later store through a mapping changes ctime (FUSE.md rule 6). Small files do without:
+  // The file's time from before its pages are protected: a store that falls between the two is
+  // taken for a later one, which costs a scan; the other way round it would be lost.
+  FM_TRY(const auto before, posix::stat_file(*fd));
+  // So that a later store through a mapping changes ctime (docs/FUSE.md). Small files do without:
   // is_modified() reads them.
-  if (untracked && size_bytes() > kInlineBytesMax) FM_CHECK(posix::write_pages_out(*fd));
+  if (untracked && before.size_bytes > kInlineBytesMax) FM_CHECK(posix::write_pages_out(*fd));
   FM_TRY(auto scan, scan_blocks(*fd, untracked ? nullptr : &candidates, clean));
+  scan.ctime_ns = before.ctime_ns;
+  // What was never a version differs from all, also when it is empty.
+  if (!clean_known) scan.size_changed = true;
   if (untracked) size_bytes_ = scan.size_bytes;
   return scan;
 }
@@ -595,8 +616,16 @@ Status CachedCopy::note_clean(Version version, const ChangeScan& scan, std::vect
     }
   }
   store_.recharge(*this, now.allocated_bytes);
-  return save_meta(posix::Durability::kNone);
+  // The cluster has it: what the sidecar says is of use to the next start only.
+  if (const Status saved = save_meta(posix::Durability::kNone); !saved) {
+    spdlog::warn("cache: cannot write {}: {}", meta_path_, saved.error().message());
+    const MutexLock lock(mutex_);
+    save_stale_ = true;
+  }
+  return {};
 }
+
+void CachedCopy::note_untracked() { untracked_ = true; }
 
 void CachedCopy::note_closed() {
   const MutexLock lock(mutex_);
@@ -615,7 +644,8 @@ Status CachedCopy::begin_update() {
   {
     const MutexLock lock(mutex_);
     if (!complete()) return Errc::kRetry;
-    FM_ASSERT(updating_ || (dirty_.empty() && scanned_.empty()));
+    // Somebody wrote since the caller looked: that is to be kept.
+    if (!updating_ && !(dirty_.empty() && scanned_.empty())) return std::errc::text_file_busy;
     updating_ = true;
   }
   return save_meta(posix::Durability::kNone);

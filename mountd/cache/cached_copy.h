@@ -134,11 +134,14 @@ class CachedCopy {
   /// written since the scan: ask maybe_dirty().
   Status note_clean(Version version, const ChangeScan& scan, std::vector<ChunkId> chunks,
                     After after);
+  /// A writer that was let in as tracked reaches the file by itself after all.
+  void note_untracked();
   /// The last writer is gone and nothing was modified: the copy may be evicted again. No I/O; if
   /// the client dies now, the next start finds out by the digests.
   void note_closed();
   /// Before a newer version is written in place over a clean copy (write_at, truncate; then
   /// note_clean): a crash in between drops the copy instead of taking the mix for somebody's work.
+  /// Errors: ETXTBSY when it has been written to.
   Status begin_update();
   /// begin_update() was called and no note_clean() has followed: the content is no version.
   bool updating() const;

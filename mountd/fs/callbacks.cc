@@ -6,7 +6,18 @@
 namespace fermata::mountd {
 namespace asio = boost::asio;
 
+namespace {
+/// Without epochs the kernel asks about every name each time (entry timeouts are 0), and expiring
+/// one could wait for a directory that a request of another mount holds while it waits for us.
+void drop_names(NodeTable::Invalidation& what) {
+  std::erase_if(what.items, [](const Notifier::Item& item) {
+    return item.kind != Notifier::Kind::kInvalidateInode;
+  });
+}
+}  // namespace
+
 asio::awaitable<void> FileSystem::invalidate(NodeTable::Invalidation what) {
+  if (!epoch_.load()) drop_names(what);
   Notifier* notifier = notifier_.load();
   FuseSession* fuse = fuse_.load();
   if (notifier == nullptr || fuse == nullptr) co_return;
@@ -18,6 +29,7 @@ asio::awaitable<void> FileSystem::invalidate(NodeTable::Invalidation what) {
 }
 
 void FileSystem::invalidate_later(NodeTable::Invalidation what) {
+  if (!epoch_.load()) drop_names(what);
   Notifier* notifier = notifier_.load();
   FuseSession* fuse = fuse_.load();
   if (notifier == nullptr || fuse == nullptr) return;

@@ -10,7 +10,7 @@
 namespace fermata::mountd {
 
 /// SIGKILL is pending for it (the kernel turns every fatal signal into one), or it is gone.
-/// False for thread id 0, the kernel itself.
+/// True for thread id 0, a caller of whom nothing can be seen: its interrupts count.
 bool is_being_killed(pid_t thread);
 /// A signal has killed it and it is closing its files: no further signal reaches it there.
 bool is_dying(pid_t thread);

@@ -6,6 +6,8 @@
 // it running.
 #include <spdlog/spdlog.h>
 
+#include <utility>
+
 #include "mountd/fs/attributes.h"
 #include "mountd/fs/file_system.h"
 #include "mountd/fs/write_back.h"
@@ -93,7 +95,6 @@ asio::awaitable<void> FileSystem::run_commits(LoopContext& at, Credentials who, 
                                               std::shared_ptr<CommitJob> job) {
   Hold hold(this, file);
   while (job) {
-    file->sticky = true;  // what is being committed stays the mount's
     auto done = co_await commit_once(at, who, file);
     // The session was renewed under it and nothing came in between: once more, in the new one.
     if (!done && done.error() == make_error_code(Errc::kRetry)) {
@@ -114,6 +115,16 @@ asio::awaitable<void> FileSystem::run_commits(LoopContext& at, Credentials who, 
 }
 
 Task<void> FileSystem::commit_once(LoopContext& at, Credentials who, FilePtr file) {
+  bool kill = false;
+  auto done = co_await commit_now(at, who, file, kill);
+  if (!done && kill) {
+    MutexLock lock(file->mutex);
+    file->kill_privileges = true;  // is still to be done
+  }
+  co_return done;
+}
+
+Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file, bool& kill) {
   CommitInput input;
   std::int64_t mtime_base = 0;
   input.under = session_.id();
@@ -122,13 +133,16 @@ Task<void> FileSystem::commit_once(LoopContext& at, Credentials who, FilePtr fil
     MutexLock lock(file->mutex);
     lock_lost = lock_lost || file->lock_lost;
     input.copy = file->copy;
-    input.clear_suid_sgid = file->kill_privileges;
+    input.clear_suid_sgid = std::exchange(file->kill_privileges, false);
     const bool other_session = file->work_session && file->work_session != input.under;
     input.may_replace = !file->fenced && !other_session;
     mtime_base = file->mtime_base_ns;
   }
+  kill = input.clear_suid_sgid;
   const auto view = table_.find(file->node);
-  if (!input.copy || !view || input.copy->conflict()) co_return fermata::Status{};
+  if (!input.copy || !view) co_return fermata::Status{};
+  if (input.copy->conflict()) co_return from_errno(ESTALE);  // was refused for good, and still is
+  if (!input.copy->maybe_dirty() && !kill) co_return fermata::Status{};
   if (input.copy->updating())
     co_return std::errc::io_error;  // it holds no version: see lock_ops.cc
   // Nobody can open an unlinked file's next version: it ends with its last close here.
@@ -148,6 +162,7 @@ Task<void> FileSystem::commit_once(LoopContext& at, Credentials who, FilePtr fil
   const bool mtime_moved = look.backing.mtime_ns != mtime_base;
   input.mtime_ns = mtime_moved ? look.backing.mtime_ns : to_ns(view->attr.mtime);
   input.cred = who;
+  if (look.modified) file->sticky = true;  // what is being committed stays the mount's
   if (look.modified && lock_lost) {
     FM_CO_CHECK(co_await set_aside(at, file, copy, "its lock was lost with the session"));
     co_return from_errno(ESTALE);
@@ -178,7 +193,6 @@ Task<void> FileSystem::send_times(LoopContext& at, Credentials who, FilePtr file
   if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
   MutexLock lock(file->mutex);
   file->mtime_base_ns = mtime_ns;
-  file->kill_privileges = false;
   co_return fermata::Status{};
 }
 
@@ -189,7 +203,6 @@ void FileSystem::after_commit(const FilePtr& file, const MutationReply& reply,
   {
     MutexLock lock(file->mutex);
     file->mtime_base_ns = mtime_ns;
-    file->kill_privileges = false;
     file->fenced = false;
     file->work_session = under;
     if (file->mode == IoMode::kOrdinary) file->page_cache_version = version;
@@ -258,6 +271,10 @@ asio::awaitable<void> FileSystem::commit_files(LoopContext& at, Duration timeout
   std::vector<std::shared_ptr<Signal>> waiters;
   std::vector<std::unique_ptr<Hold>> holds;
   for (const auto& file : table_.held_files()) {
+    {
+      MutexLock lock(file->mutex);
+      if (!file->copy || !file->copy->maybe_dirty() || file->copy->conflict()) continue;
+    }
     file->holds.fetch_add(1);
     holds.push_back(std::make_unique<Hold>(this, file));
     waiters.push_back(start_commit(at, {}, file));
@@ -307,9 +324,12 @@ asio::awaitable<void> FileSystem::recover_one(LoopContext& at, CachePin copy) {
     bool free = false;
     {
       MutexLock lock(file->mutex);
-      free = file->opens == 0 && (!file->copy || file->copy == copy);
+      free = file->copy == copy || (file->opens == 0 && !file->copy);
     }
-    if (!free) co_return;  // it was opened already, and shares this very copy
+    if (!free) {
+      (void)co_await set_aside(at, file, copy, "another copy of it is open");
+      co_return;
+    }
     attach_copy(file, copy);
     MutexLock lock(file->mutex);
     file->fenced = true;

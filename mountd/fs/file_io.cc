@@ -113,11 +113,21 @@ Task<void> FileSystem::set_size(LoopContext& at, Credentials who, NodeHandle nod
   {
     FM_CO_TRY(const auto pass, co_await file->gate.enter());
     CachePin copy;
-    const bool written_here = file->writers.load() != 0 || file->sticky.load();
+    {
+      MutexLock lock(file->mutex);
+      copy = file->copy;
+    }
+    const bool written_here =
+        (file->writers.load() != 0 || file->sticky.load()) && copy && copy->maybe_dirty();
     if (!written_here) {
       FM_CO_CHECK(co_await attach_content(at, who, node, file, size != 0, false));
-      const OpenWish plain;
-      FM_CO_CHECK(co_await prepare_writer(at, file, plain));
+      OpenWish wish;
+      wish.truncate = size == 0;
+      const auto ready = co_await prepare_writer(at, file, wish);
+      if (!ready) {
+        drop_unfilled(file);
+        co_return ready.error();
+      }
     }
     {
       MutexLock lock(file->mutex);

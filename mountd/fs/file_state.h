@@ -50,6 +50,7 @@ struct FileState {
   /// Holds work that no commit has taken, as far as is known: the copy stays the mount's, whatever
   /// was committed elsewhere.
   std::atomic<bool> sticky{false};
+  std::atomic<bool> unlinked_elsewhere{false};  ///< told to be open when it lost its last name
   std::atomic<bool> mapped{false};  ///< a writable mapping outlived the last writable open
   std::atomic<bool> locked{false};  ///< somebody asked for a lock: every close must be heard of
   Gate gate;                        ///< serialises what attaches, fills and truncates

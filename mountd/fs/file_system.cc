@@ -182,18 +182,16 @@ Task<Entry> FileSystem::do_lookup(LoopContext& at, Credentials who, NodeHandle p
   if (!directory) co_return from_errno(ESTALE);
   FM_CO_TRY(const auto found, co_await at.client->lookup(who, *directory, name));
   Entry entry;
-  entry.entry_timeout = entry_timeout(found.entry_leased);
   const InodeId child = found.attr ? found.attr->inode : InodeId{};
   if (!found.attr) {
-    table_.set_entry(*directory, name, child, found.stamp, found.entry_leased,
-                     NodeTable::By::kRead);
+    entry.entry_timeout = entry_timeout(table_.set_entry(*directory, name, child, found.stamp,
+                                                         found.entry_leased, NodeTable::By::kRead));
     co_return entry;
   }
   const auto view = co_await bind(at, *found.attr, found.stamp, found.leased);
-  table_.set_entry(*directory, name, child, found.stamp, found.entry_leased, NodeTable::By::kRead);
-  const auto timeout = entry.entry_timeout;
   entry = entry_of(view);
-  entry.entry_timeout = timeout;
+  entry.entry_timeout = entry_timeout(table_.set_entry(*directory, name, child, found.stamp,
+                                                       found.entry_leased, NodeTable::By::kRead));
   co_return entry;
 }
 
@@ -205,6 +203,11 @@ void FileSystem::forget(NodeHandle node, std::uint64_t lookup_count) {
 
 void FileSystem::unhold(const FilePtr& file) {
   if (file->holds.fetch_sub(1) != 1) return;
+  // The cluster keeps it for this session as long as it is not told otherwise. If it has a name
+  // after all, being told is harmless.
+  if (file->unlinked_elsewhere.exchange(false) && !file_in_use(file->inode)) {
+    release_orphan(file->inode);
+  }
   if (const auto removed = table_.reap(file->node)) {
     teardown(removed);
   } else {

@@ -238,6 +238,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     bool truncate = false;
     bool kill_suidgid = false;
     bool create = false;  ///< truncating an empty file is no change then
+    bool exclusive = false;
   };
   static OpenWish wish_of(int flags, bool kill);
   std::optional<OpenResult> open_attached(const View& view, const OpenWish& wish);
@@ -266,6 +267,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Result<OpenResult> register_open(const FilePtr& file, const OpenWish& wish);
   std::int32_t backing_of(FileState& file, Fd& reader) FM_REQUIRES(file.mutex);
   void attach_copy(const FilePtr& file, CachePin copy);
+  void drop_unfilled(const FilePtr& file);
   std::shared_ptr<Handle> handle(std::uint64_t fh);
   std::shared_ptr<Handle> remove_handle(std::uint64_t fh);
   void close_handle(LoopContext& at, std::uint64_t fh);
@@ -336,6 +338,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   awaitable<void> run_commits(LoopContext& at, Credentials who, FilePtr file,
                               std::shared_ptr<CommitJob> job);
   Task<void> commit_once(LoopContext& at, Credentials who, FilePtr file);
+  /// `kill`: it was to clear setuid and setgid.
+  Task<void> commit_now(LoopContext& at, Credentials who, FilePtr file, bool& kill);
   Task<void> send_times(LoopContext& at, Credentials who, FilePtr file, std::int64_t mtime_ns,
                         bool clear_suid_sgid);
   void after_commit(const FilePtr& file, const MutationReply& reply, std::int64_t mtime_ns,

@@ -350,7 +350,12 @@ Task<void> FileSystem::update_in_place(LoopContext& at, Credentials who, FilePtr
     co_return fermata::Status{};
   }
   const auto content = std::make_shared<const FileContent>(std::move(newest.content));
-  FM_CO_CHECK(co_await update_copy(*at.env, *at.client, copy, newest.attr, content));
+  const auto updated = co_await update_copy(*at.env, *at.client, copy, newest.attr, content);
+  if (!updated && updated.error() == std::errc::text_file_busy) {
+    file->sticky = true;  // written to without the lock, just now
+    co_return fermata::Status{};
+  }
+  if (!updated) co_return updated.error();
 
   const auto backing = copy->stat();
   {

@@ -77,9 +77,10 @@ Task<Entry> FileSystem::do_create(LoopContext& at, Credentials who, NodeHandle p
     table_.set_empty_directory(reply.attr->inode, reply.stamp, reply.leased);
   }
   const auto view = co_await bind(at, *reply.attr, reply.stamp, reply.leased);
-  table_.set_entry(*directory, name, reply.attr->inode, reply.stamp, reply.parent_leased, kOwn);
+  const bool kept =
+      table_.set_entry(*directory, name, reply.attr->inode, reply.stamp, reply.parent_leased, kOwn);
   Entry entry = entry_of(view);
-  entry.entry_timeout = entry_timeout(reply.parent_leased);
+  entry.entry_timeout = entry_timeout(kept);
   co_return entry;
 }
 
@@ -101,9 +102,10 @@ Task<Entry> FileSystem::do_link(LoopContext& at, Credentials who, NodeHandle nod
   if (!reply.attr) co_return std::errc::io_error;
   apply_parents(reply);
   const auto view = co_await bind(at, *reply.attr, reply.stamp, reply.leased);
-  table_.set_entry(*directory, name, *inode, reply.stamp, reply.parent_leased, kOwn);
+  const bool kept =
+      table_.set_entry(*directory, name, *inode, reply.stamp, reply.parent_leased, kOwn);
   Entry entry = entry_of(view);
-  entry.entry_timeout = entry_timeout(reply.parent_leased);
+  entry.entry_timeout = entry_timeout(kept);
   co_return entry;
 }
 
@@ -169,7 +171,7 @@ Task<void> FileSystem::do_rename(LoopContext& at, Credentials who, NodeHandle pa
   if (!from || !to) co_return from_errno(ESTALE);
   const InodeId target = table_.peek(*to, new_name);
   RenameOp op{*from, name, *to, new_name, flags, false};
-  op.target_open_here = target && file_in_use(target);
+  op.target_open_here = !target || file_in_use(target);  // unknown counts as open
   const bool told_open = op.target_open_here;
   auto reply = co_await at.client->mutate(who, std::move(op));
   if (!reply) {

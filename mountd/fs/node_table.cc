@@ -281,9 +281,10 @@ InodeId NodeTable::peek(InodeId parent, std::string_view name) {
   return entry == dir->directory->entries.end() ? InodeId{} : entry->second.child;
 }
 
-void NodeTable::set_entry(InodeId parent, std::string_view name, InodeId child, Stamp stamp,
+bool NodeTable::set_entry(InodeId parent, std::string_view name, InodeId child, Stamp stamp,
                           bool leased, By by) {
   MutexLock lock(mutex_);
+  if (child) (void)inode(child);  // may trim: before anything is held on to
   Inode& dir = inode(parent);
   if (!dir.directory) dir.directory = std::make_unique<Directory>();
   Directory& in = *dir.directory;
@@ -291,22 +292,22 @@ void NodeTable::set_entry(InodeId parent, std::string_view name, InodeId child, 
     ++in.changes;
     in.listing.reset();
   }
-  if (child) {
-    Inode& of = inode(child);
-    if (of.attr.type == FileType::kRegular) note_name(of, parent, name);
+  if (Inode* of = child ? peek_inode(child) : nullptr; of != nullptr) {
+    if (of->attr.type == FileType::kRegular) note_name(*of, parent, name);
   }
   const auto found = in.entries.find(name);
-  if (found != in.entries.end() && found->second.stamp > stamp) return;
+  if (found != in.entries.end() && found->second.stamp > stamp) return found->second.child == child;
   if (!leased || stamp <= dir.called_back) {
     erase_entry(in, name);
-    return;
+    return false;
   }
   if (found != in.entries.end()) {
     found->second = {child, stamp};
-    return;
+    return true;
   }
   in.entries.emplace(std::string(name), Dentry{child, stamp});
   ++entry_count_;
+  return true;
 }
 
 void NodeTable::drop_entry(InodeId parent, std::string_view name) {
@@ -479,10 +480,15 @@ NodeTable::Invalidation NodeTable::call_back(const CallbackRequest& request) {
       // An idle node takes a newer version itself; of one in use the names may lead elsewhere now.
       if (used && !of.directory) add_names(of, out);
     }
-    if (item.asks_open && std::any_of(of.nodes.begin(), of.nodes.end(), [this](NodeHandle handle) {
-          return !idle(nodes_.at(raw(handle)));
-        })) {
-      out.open.push_back(item.inode);
+    if (item.asks_open) {
+      bool open = false;
+      for (const NodeHandle handle : of.nodes) {
+        Node& node = nodes_.at(raw(handle));
+        if (idle(node)) continue;
+        open = true;
+        if (node.file) node.file->unlinked_elsewhere = true;
+      }
+      if (open) out.open.push_back(item.inode);
     }
     if (item.all_entries) {
       if (of.directory) entry_count_ -= of.directory->entries.size();

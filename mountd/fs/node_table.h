@@ -91,8 +91,9 @@ class NodeTable {
   /// The inode behind a name if that is known, valid or not: a hint.
   InodeId peek(InodeId parent, std::string_view name);
   enum class By { kRead, kOwnMutation };
-  /// `child` 0: the name is absent. An own mutation also makes cached listings obsolete.
-  void set_entry(InodeId parent, std::string_view name, InodeId child, Stamp stamp, bool leased,
+  /// `child` 0: the name is absent. An own mutation also makes cached listings obsolete. False: it
+  /// is not kept (not leased, or called back meanwhile), and the kernel must not keep it either.
+  bool set_entry(InodeId parent, std::string_view name, InodeId child, Stamp stamp, bool leased,
                  By by);
   /// What is known of the name is no longer trusted.
   void drop_entry(InodeId parent, std::string_view name);

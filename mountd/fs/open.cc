@@ -76,8 +76,25 @@ Task<OpenResult> FileSystem::open_held(LoopContext& at, Credentials who, NodeHan
                                        FilePtr file, OpenWish wish) {
   FM_CO_TRY(const auto pass, co_await file->gate.enter());
   FM_CO_CHECK(co_await attach_content(at, who, node, file, !wish.truncate, !wish.writable));
-  if (wish.writable) FM_CO_CHECK(co_await prepare_writer(at, file, wish));
+  if (wish.writable) {
+    const auto ready = co_await prepare_writer(at, file, wish);
+    if (!ready) {
+      drop_unfilled(file);
+      co_return ready.error();
+    }
+  }
   co_return register_open(file, wish);
+}
+
+// What was to be truncated and was not: nobody fills it.
+void FileSystem::drop_unfilled(const FilePtr& file) {
+  CachePin copy;
+  {
+    MutexLock lock(file->mutex);
+    if (file->fill || !file->copy || file->copy->complete()) return;
+    copy = file->copy;
+  }
+  copy->fail_fill(std::make_error_code(std::errc::operation_canceled));
 }
 
 // ------------------------------------------------------------------------------ bringing content
@@ -163,7 +180,8 @@ Task<void> FileSystem::fill_copy(LoopContext& at, FilePtr file, Attr attr, FileC
   attach_copy(file, copy);
   {
     MutexLock lock(file->mutex);
-    file->fill = fill.created ? job : nullptr;
+    const bool to_fill = fill.created && (need_content || attr.size_bytes == 0);
+    file->fill = to_fill ? job : nullptr;
   }
   if (!fill.created) {
     if (!copy->complete() && need_content) co_return co_await wait_filled(at, file, copy);
@@ -258,6 +276,10 @@ Task<void> FileSystem::prepare_writer(LoopContext& at, FilePtr file, OpenWish wi
     const bool may_pass =
         file->opens == 0 ? passthrough_.load() : file->mode == IoMode::kPassthrough;
     if (may_pass) writes = CachedCopy::Writes::kUntracked;
+    // Filling it has set the backing file's time: from here on another one means a write.
+    if (copy && copy->complete() && !copy->maybe_dirty()) {
+      if (const auto backing = copy->stat()) file->mtime_base_ns = backing->mtime_ns;
+    }
   }
   if (!copy) co_return stale();
   if (wish.kill_suidgid) note_kill(file);
@@ -299,6 +321,8 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
   {
     MutexLock lock(file->mutex);
     if (!file->copy) return stale();
+    // The last writer may have left, and the copy been declared clean, since the caller looked.
+    if (wish.writable && !file->copy->maybe_dirty()) return Errc::kRetry;
     opened->copy = file->copy;
     FM_TRY(opened->reader, file->copy->reader());
     if (file->opens == 0) {
@@ -317,6 +341,7 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
     }
     ++file->opens;
     if (wish.writable) {
+      if (file->mode == IoMode::kPassthrough) file->copy->note_untracked();
       if (file->writers.fetch_add(1) == 0 && !file->sticky.load()) {
         file->work_session = session_.id();
       }
@@ -336,9 +361,10 @@ void FileSystem::create(Ctx ctx, NodeHandle parent, std::string_view name,
   CreateOp op;
   op.name = name;
   op.mode = request.mode & 07777;
-  op.exclusive = (request.flags & O_EXCL) != 0;
+  op.exclusive = true;
   OpenWish wish = wish_of(request.flags, request.kill_suidgid);
   wish.create = true;
+  wish.exclusive = (request.flags & O_EXCL) != 0;
   auto task = do_create_open(at(reply), cred(ctx), parent, std::move(op), wish);
   run_request(ctx, std::move(reply), std::move(task), [](CreateReply& to, const Created& created) {
     to.created(created.entry, created.result);
@@ -348,7 +374,17 @@ void FileSystem::create(Ctx ctx, NodeHandle parent, std::string_view name,
 Task<FileSystem::Created> FileSystem::do_create_open(LoopContext& at, Credentials who,
                                                      NodeHandle parent, CreateOp op,
                                                      OpenWish wish) {
-  FM_CO_TRY(Entry entry, co_await do_create(at, who, parent, std::move(op)));
+  const auto directory = table_.inode_of(parent);
+  const std::string name = op.name;
+  auto created = co_await do_create(at, who, parent, std::move(op));
+  if (!created && created.error() == std::errc::file_exists && !wish.exclusive) {
+    // Somebody else made it since the kernel looked. The kernel looks again (open(2) does so after
+    // ESTALE), and checks who may open it.
+    if (directory) table_.drop_entry(*directory, name);
+    co_return stale();
+  }
+  if (!created) co_return created.error();
+  Entry entry = *created;
   auto result = co_await do_open(at, who, entry.node, wish);
   if (!result) {
     forget(entry.node, 1);
@@ -430,7 +466,7 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
     bool writable_users = false;
   };
   Hold hold(this, file);
-  constexpr int kRounds = 3;
+  constexpr int kRounds = 4;
   for (int round = 0; round < kRounds; ++round) {
     auto pass = co_await file->gate.enter();
     if (!pass || file->writers.load() != 0) co_return;
@@ -446,10 +482,10 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
     if (!copy) co_return;
     const auto job = [copy, passthrough]() -> Result<Probe> {
       Probe out;
-      FM_TRY(out.modified, copy->is_modified());
       if (passthrough) {
         FM_TRY(out.writable_users, copy->has_writable_users());
       }
+      FM_TRY(out.modified, copy->is_modified());  // last: what a mapping that just went has stored
       return out;
     };
     const auto probe = co_await blocking<Probe>(*at.env, job);
@@ -458,11 +494,16 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
       const auto watch = mapped_.add(copy->data_path(), [this, file] { on_mapping_closed(file); });
       if (watch) {
         file->holds.fetch_add(1);
-        MutexLock lock(file->mutex);
-        file->watch = *watch;
-      } else {
-        file->mapped = false;
+        {
+          MutexLock lock(file->mutex);
+          file->watch = *watch;
+        }
+        continue;  // it may have gone before the watch was there: look again
       }
+      file->mapped = false;
+      file->sticky = true;
+      spdlog::error("inode {}: a writable mapping outlives its close and cannot be watched: {}",
+                    file->inode.value(), watch.error().message());
     } else if (!users && file->mapped.exchange(false)) {
       {
         MutexLock lock(file->mutex);
@@ -483,7 +524,8 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
     }
     if (!probe) co_return;
     if (!probe->modified) {
-      if (!users && !file->sticky.load()) copy->note_closed();
+      MutexLock lock(file->mutex);
+      if (!users && !file->sticky.load() && file->writers.load() == 0) copy->note_closed();
       co_return;
     }
     pass->release();

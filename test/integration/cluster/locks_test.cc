@@ -346,6 +346,8 @@ TEST_CASE("locks: a holder whose session is over is fenced", "[locks]") {
   }
   REQUIRE(kill(daemon, SIGCONT) == 0);
   CHECK(errno_of(fsync(mine.get())) == ESTALE);
+  mine.pwrite("worse", 0);
+  CHECK(errno_of(fsync(mine.get())) == ESTALE);  // once refused, refused for good
   CHECK(read_file(b + "/f") == "old");
   const RunResult kept = cluster.fermata("cache ls --json " + a);
   CHECK(kept.out.find("\"conflict\":true") != std::string::npos);
