@@ -8,8 +8,10 @@
 #include <boost/asio/post.hpp>
 #include <boost/json.hpp>
 #include <future>
+#include <thread>
 
 #include "common/wire/methods.h"
+#include "mountd/fs/request_task.h"
 
 namespace fermata::mountd {
 namespace asio = boost::asio;
@@ -208,6 +210,12 @@ void Mountd::stop_clients() {
     if (future.wait_for(kPatience) != std::future_status::ready) {
       spdlog::warn("background work did not end; going on");
     }
+    // Requests that wait for the cluster have been given up by client->stop().
+    const auto until = std::chrono::steady_clock::now() + kPatience;
+    while (live_requests.load() != 0 && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    if (live_requests.load() != 0) spdlog::warn("{} requests did not end", live_requests.load());
   }
   loops_->stop();
   keeper_.reset();

@@ -7,6 +7,7 @@
 // Thread-safety: everything happens on the loop that read the request.
 #pragma once
 
+#include <atomic>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -78,6 +79,9 @@ struct RequestTask : std::enable_shared_from_this<RequestTask<R>> {
   }
 };
 
+/// Requests whose coroutine lives: they refer to the filesystem, which must outlive them.
+inline std::atomic<std::size_t> live_requests{0};
+
 /// Runs `task` on the request's loop; then `answer(reply, value)`, or its error.
 template <class T, class R, class Answer>
 void run_request(const RequestContext& ctx, R reply, Task<T> task, Answer answer,
@@ -85,10 +89,12 @@ void run_request(const RequestContext& ctx, R reply, Task<T> task, Answer answer
   auto call = std::make_shared<RequestTask<R>>(std::move(reply), ctx.pid, interrupts);
   call->watch_interrupts();
   const auto executor = call->reply.executor();
+  live_requests.fetch_add(1);
   boost::asio::co_spawn(
       executor, without_throwing(std::move(task)),
       boost::asio::bind_cancellation_slot(
           call->cancel.slot(), [call, answer](std::exception_ptr thrown, Result<T> result) {
+            live_requests.fetch_sub(1);  // the coroutine's frame is gone
             call->finish();
             if (!call->reply) return;
             if (thrown) {
