@@ -78,6 +78,7 @@ void add_flags(CLI::App& app, Flags& flags) {
   app.add_option("--ready-fd", flags.ready_fd,
                  "Write \"ready\" and a newline here when it listens");
   app.set_config("--config", "", "Read these options from a TOML file");
+  app.allow_config_extras(false);  // a misspelt option there must not leave a default in force
 }
 
 /// The exclusive lock of the data directory, held until the process ends; -1 with a message.

@@ -41,6 +41,10 @@ TEST_CASE("faults: wrong flags and directories are refused with a message and ch
   refused(
       server + " --data-dir /nonexistent --listen 127.0.0.1:0 --node-id 1 --peers 1=127.0.0.1:9",
       "/nonexistent");
+  // An options file with a name that is none.
+  write_file(cluster.dir() + "/options.toml",
+             "data-dir = \"" + node1 + "\"\nlease_ms = 5000\nbackground = true\n");
+  refused(server + " --config " + cluster.dir() + "/options.toml", "lease_ms");
 
   cluster.kill_node(1);
   const std::string before = fingerprint(node1);
