@@ -77,7 +77,7 @@ void add_flags(CLI::App& app, Flags& flags) {
                "Return when it listens and go on in the background");
   app.add_option("--ready-fd", flags.ready_fd,
                  "Write \"ready\" and a newline here when it listens");
-  app.set_config("--config", "", "Read these options from a TOML file");
+  app.set_config("--config", "", "Read these options from a TOML file")->type_name("FILE");
   app.allow_config_extras(false);  // a misspelt option there must not leave a default in force
 }
 
