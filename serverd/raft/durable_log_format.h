@@ -1,4 +1,5 @@
-// The bytes of the durable log. Little-endian; every structure is checked by a CRC-32C.
+// The bytes of the durable log; docs/format/log.md is the same in words. Little-endian; every
+// structure is checked by a CRC-32C.
 //
 //   DIR/state                    two copies of StateBlock, at 0 and at kStateCopyBytes
 //   DIR/00000000000000000001.log segments, by the index of their first entry (20 digits)
