@@ -1,5 +1,5 @@
 // The verbs of the `fermata` command, one file each. A verb registers itself with its flags; its
-// callback leaves an exit code in `exit_code` (docs/CLI.md has the table of codes).
+// callback leaves an exit code in `exit_code` (docs/OPERATIONS.md has the codes).
 #pragma once
 
 #include <CLI/CLI.hpp>

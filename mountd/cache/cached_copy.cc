@@ -580,8 +580,8 @@ Result<ChangeScan> CachedCopy::changed_blocks() {
   // The file's time from before its pages are protected: a store that falls between the two is
   // taken for a later one, which costs a scan; the other way round it would be lost.
   FM_TRY(const auto before, posix::stat_file(*fd));
-  // So that a later store through a mapping changes ctime (docs/FUSE.md). Small files do without:
-  // is_modified() reads them.
+  // So that a later store through a mapping changes ctime (docs/FUSE.md rule 6). Small files do
+  // without: is_modified() reads them.
   if (untracked && before.size_bytes > kInlineBytesMax) FM_CHECK(posix::write_pages_out(*fd));
   FM_TRY(auto scan, scan_blocks(*fd, untracked ? nullptr : &candidates, clean));
   scan.ctime_ns = before.ctime_ns;

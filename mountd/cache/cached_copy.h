@@ -75,7 +75,7 @@ class CachedCopy {
   CopyMeta meta() const;
 
   /// Descriptors, opened at first use and kept. The cache closes those of unpinned copies when it
-  /// holds too many. Register passthrough from the reader (FUSE.md rule 1).
+  /// holds too many. Register passthrough from the reader (docs/FUSE.md rule 1).
   Result<std::shared_ptr<Fd>> reader();
   Result<std::shared_ptr<Fd>> writer();
   void close_writer();

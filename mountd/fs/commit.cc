@@ -208,7 +208,7 @@ void FileSystem::after_commit(const FilePtr& file, const MutationReply& reply,
     if (file->mode == IoMode::kOrdinary) file->page_cache_version = version;
   }
   if (table_.committed(file->node, version)) invalidate_later(table_.expire_names(file->inode));
-  // Attributes that the kernel took before passthrough writes are old (FUSE.md rule 9).
+  // Attributes that the kernel took before passthrough writes are old (docs/FUSE.md rule 9).
   FuseSession* fuse = fuse_.load();
   if (fuse != nullptr) (void)fuse->invalidate_inode(file->node, -1, 0);
 }

@@ -1,6 +1,6 @@
 // What mountd knows of one regular file's node: its cached copy, its opens, its commits.
 //
-// A node is one lineage of versions of one inode (FUSE.md rules 1 to 3): the kernel allows one
+// A node is one lineage of versions of one inode (docs/FUSE.md rules 1 to 3): the kernel allows one
 // backing file per node, so a newer remote version gets another node while this one has users.
 // `holds` counts users: opens, operations under way, a mapping that outlived its close, a commit.
 // While it is 0 the node is idle: it may take a newer version, be detached or be forgotten.
@@ -23,7 +23,7 @@
 
 namespace fermata::mountd {
 
-/// How the opens that live reach the content (FUSE.md's mode table: one mode per node at a time).
+/// How the opens that live reach the content (docs/FUSE.md rule 2: one mode per node at a time).
 enum class IoMode : std::uint8_t { kNone, kOrdinary, kPassthrough };
 
 /// A commit of one copy that runs or is next, and who waits for it.

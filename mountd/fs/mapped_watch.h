@@ -1,7 +1,7 @@
 // Tells when the last writer of a backing file is gone, also one that only has it mapped.
 //
 // With passthrough a process may close a file and go on storing through a mapping: the kernel says
-// nothing, but the backing file's IN_CLOSE_WRITE comes at the last munmap (FUSE.md rule 5).
+// nothing, but the backing file's IN_CLOSE_WRITE comes at the last munmap (docs/FUSE.md rule 5).
 //
 // Thread-safety: add() and remove() from any thread; the callback runs on the executor.
 #pragma once

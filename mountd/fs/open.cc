@@ -459,7 +459,7 @@ void FileSystem::close_handle(LoopContext& at, std::uint64_t fh) {
 }
 
 // After the last writable open: commits what came after the last flush, and sees whether a mapping
-// lives on that can write more (FUSE.md rule 5). Owns one hold.
+// lives on that can write more (docs/FUSE.md rule 5). Owns one hold.
 asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
   struct Probe {
     bool modified = false;

@@ -2,8 +2,8 @@
 //
 // Small content travels inside the commit. Larger content goes as chunks named by their SHA-256:
 // only blocks that changed are hashed, only chunks the cluster lacks are sent, and the commit names
-// them (DESIGN section 2; the idea is Venti's and LBFS's). Session semantics decide what happens
-// when somebody else committed in between: the last close wins, whole.
+// them (docs/ARCHITECTURE.md; the idea is Venti's and LBFS's). Session semantics decide what
+// happens when somebody else committed in between: the last close wins, whole.
 //
 // Thread-safety: coroutines of the loop whose client they use. One commit of a copy at a time.
 #pragma once

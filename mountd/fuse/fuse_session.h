@@ -88,7 +88,7 @@ class FuseSession {
   /// as a backing and returns its id, above 0. The id pins the file. Errors: EPERM without
   /// privileges, ELOOP or EINVAL for a backing on a stacked filesystem or no regular file.
   Result<std::int32_t> open_backing(int fd);
-  /// Never around the OPEN reply that names the id (FUSE.md rule 1): on forget or eviction.
+  /// Never around the OPEN reply that names the id (docs/FUSE.md rule 1): on forget or eviction.
   Status close_backing(std::int32_t id);
 
   // --- Notifications

@@ -2,7 +2,7 @@
 //
 // FUSE requests, their coroutines and the RPC connections they use live on the same loop, so a
 // request needs no hand-over between threads (waking another core costs more than the work itself,
-// DESIGN section 5). Nothing on a loop may block.
+// docs/FUSE.md). Nothing on a loop may block.
 //
 // Thread-safety: everything may be called from any thread.
 #pragma once

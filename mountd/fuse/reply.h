@@ -56,7 +56,7 @@ struct Entry {
   Timeout attr_timeout{0};
 };
 
-/// How an open file behaves; bits as the kernel knows them (FOPEN_*). FUSE.md's mode table says
+/// How an open file behaves; bits as the kernel knows them (FOPEN_*). docs/FUSE.md tells
 /// which may live side by side on one node: a wrong mix reaches the application as EIO.
 enum OpenFlags : std::uint32_t {
   kOpenDirectIo = 1u << 0,   ///< no page cache: every read and write asks the daemon
