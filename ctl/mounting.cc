@@ -20,6 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr auto kMountName = "fermata-mountd";
+constexpr int kMountdExitDirty = 2;  // mountd/main.cc
 
 std::vector<std::string> command_line(const std::string& pid) {
   std::ifstream file("/proc/" + pid + "/cmdline");
@@ -100,7 +101,8 @@ int mount_in_background(const Context& context, const MountRequest& request) {
     return kExitMountFailed;
   }
   if (*code == 0) return kExitOk;
-  return *code == kExitUsage || *code == 1 ? *code : kExitMountFailed;
+  // In the foreground this is the daemon's whole life: it may have ended with work uncommitted.
+  return request.foreground && *code == kMountdExitDirty ? kExitError : kExitMountFailed;
 }
 
 Result<std::string> cache_dir_of(const std::string& mount_point) {

@@ -46,6 +46,13 @@ TEST_CASE("faults: wrong flags and directories are refused with a message and ch
              "data-dir = \"" + node1 + "\"\nlease_ms = 5000\nbackground = true\n");
   refused(server + " --config " + cluster.dir() + "/options.toml", "lease_ms");
 
+  // What fails to mount has mount(8)'s exit code.
+  CHECK(cluster
+            .fermata("mount " + cluster.servers() + " " + cluster.dir() + "/m --cache-dir " +
+                     cluster.dir() + "/cache -o no_such_option")
+            .exit_code == 32);
+  CHECK(cluster.fermata("umount " + cluster.dir()).exit_code == 32);
+
   cluster.kill_node(1);
   const std::string before = fingerprint(node1);
   const RunResult list = run("cat " + cluster.servers());
