@@ -8,11 +8,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <set>
+#include <sstream>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 
 #include "common/base/process.h"
@@ -23,17 +28,93 @@ namespace {
 namespace fs = std::filesystem;
 namespace json = boost::json;
 
+/// The name of the running program (its first 15 bytes); empty if there is none.
+std::string program_of(pid_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/comm");
+  std::string name;
+  std::getline(file, name);
+  return name;
+}
+
+/// The daemon of ours that wrote this pid file; 0 if it is gone, whoever has its number now.
 pid_t pid_in(const std::string& path) {
   std::ifstream file(path);
   pid_t pid = 0;
   file >> pid;
-  return is_alive(pid) ? pid : 0;
+  return is_alive(pid) && program_of(pid).starts_with("fermata-") ? pid : 0;
 }
 
 void kill_and_wait(pid_t pid) {
   if (pid <= 1) return;
   kill(pid, SIGKILL);
   eventually([pid] { return !is_alive(pid); }, std::chrono::seconds(10));
+}
+
+struct Mount {
+  std::string path;
+  std::string type;
+};
+
+/// mountinfo writes space, tab, newline and backslash as \\ooo (proc(5)).
+std::string unescaped(const std::string& text) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] == '\\' && i + 3 < text.size()) {
+      out += static_cast<char>(std::stoi(text.substr(i + 1, 3), nullptr, 8));
+      i += 3;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
+/// What is mounted at or below `dir`, in the order of mounting. Asks the kernel, not the mounts.
+std::vector<Mount> mounts_below(const std::string& dir) {
+  std::vector<Mount> found;
+  std::ifstream table("/proc/self/mountinfo");
+  for (std::string line; std::getline(table, line);) {
+    std::istringstream fields(line);
+    std::string skipped, point, word, type;
+    fields >> skipped >> skipped >> skipped >> skipped >> point;
+    while (fields >> word && word != "-") {
+    }
+    fields >> type;
+    point = unescaped(point);
+    if (point == dir || point.starts_with(dir + "/")) found.push_back({point, type});
+  }
+  return found;
+}
+
+/// The daemons that pid files below `dir` name. Looks into no FUSE mount, alive or dead.
+std::vector<pid_t> daemons_below(const std::string& dir) {
+  constexpr int kDepthMax = 3;  // root/c/disk/cache/mountd.pid
+  std::set<std::string> closed;
+  for (const Mount& mount : mounts_below(dir))
+    if (mount.type.starts_with("fuse")) closed.insert(mount.path);
+  std::vector<pid_t> found;
+  std::error_code error;
+  fs::recursive_directory_iterator at(dir, error);
+  for (; !error && at != fs::recursive_directory_iterator(); at.increment(error)) {
+    // The type comes with the name: a mount point is not asked for it.
+    const std::string path = at->path().string();
+    if (closed.contains(path) || at.depth() >= kDepthMax) at.disable_recursion_pending();
+    if (at->path().extension() != ".pid" || closed.contains(path)) continue;
+    if (const pid_t pid = pid_in(path); pid != 0) found.push_back(pid);
+  }
+  return found;
+}
+
+/// False if something is still mounted there.
+bool detach_all(const std::string& dir) {
+  constexpr int kRounds = 5;  // one mount may hide another
+  for (int round = 0; round < kRounds; ++round) {
+    auto mounts = mounts_below(dir);
+    if (mounts.empty()) return true;
+    std::reverse(mounts.begin(), mounts.end());
+    for (const Mount& mount : mounts) umount2(mount.path.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
+  }
+  return mounts_below(dir).empty();
 }
 
 [[noreturn]] void fail(const std::string& what, const RunResult& result) {
@@ -119,43 +200,61 @@ MiniCluster::MiniCluster(Options options) {
   std::string command = "mini start --dir " + dir_ + " --nodes " + std::to_string(options.nodes);
   if (options.mount) command += " --mount " + mnt();
   if (!options.mount_options.empty()) command += " -o " + options.mount_options;
-  if (options.mount) mounts_.push_back(mnt());
-  const RunResult result = fermata(command);
-  if (result.exit_code != 0) {
-    const std::string all = logs();
+  try {
+    for (std::size_t i = 0; i < options.node_disks.size(); ++i) {
+      if (!options.node_disks[i].empty())
+        small_disk("node" + std::to_string(i + 1), options.node_disks[i]);
+    }
+    const RunResult result = fermata(command);
+    if (result.exit_code != 0) fail("mini start failed", {result.exit_code, result.out + logs()});
+  } catch (...) {
     clean_up();
-    fail("mini start failed", {result.exit_code, result.out + all});
+    throw;
   }
 }
 
 MiniCluster::~MiniCluster() { clean_up(); }
 
+std::string MiniCluster::root() const { return fs::path(dir_).parent_path().string(); }
+
 void MiniCluster::clean_up() {
-  // Daemons first, then their mounts: a mount without its daemon is aborted and detached.
-  for (std::size_t i = 0; i < mounts_.size(); ++i) {
-    const std::string pidfile =
-        i == 0 && mounts_[0] == mnt() ? dir_ + "/mount.pid" : mounts_[i] + ".pid";
-    const pid_t pid = pid_in(pidfile);
-    if (pid != 0) kill(pid, SIGTERM);
-    if (pid != 0 && !eventually([pid] { return !is_alive(pid); }, std::chrono::seconds(10)))
-      kill_and_wait(pid);
-    umount2(mounts_[i].c_str(), MNT_DETACH);
+  // The mounts' daemons first, while they have servers to say good-bye to.
+  const std::vector<pid_t> daemons = daemons_below(root());
+  std::vector<pid_t> mountds;
+  for (const pid_t pid : daemons)
+    if (program_of(pid) == "fermata-mountd") mountds.push_back(pid);
+  for (const pid_t pid : mountds) kill(pid, SIGTERM);
+  eventually([&] { return std::none_of(mountds.begin(), mountds.end(), is_alive); },
+             std::chrono::seconds(10));
+  for (const pid_t pid : daemons)
+    if (is_alive(pid)) kill_and_wait(pid);
+  if (!detach_all(root())) {
+    std::fprintf(stderr, "%s is left: something is still mounted there\n", root().c_str());
+    return;
   }
-  mounts_.clear();
-  for (int node = 1; node <= 5; ++node)
-    kill_and_wait(pid_in(dir_ + "/node" + std::to_string(node) + ".pid"));
   std::error_code error;
-  if (std::getenv("FERMATA_KEEP_TEST_DIRS") == nullptr)
-    fs::remove_all(fs::path(dir_).parent_path(), error);
+  if (std::getenv("FERMATA_KEEP_TEST_DIRS") == nullptr) fs::remove_all(root(), error);
+}
+
+std::string MiniCluster::small_disk(const std::string& name, const std::string& size) {
+  const std::string path = dir_ + "/" + name;
+  fs::create_directories(path);
+  if (mount("fermata-test", path.c_str(), "tmpfs", 0, ("mode=0755,size=" + size).c_str()) != 0)
+    throw std::system_error(errno, std::generic_category(), "tmpfs at " + path);
+  return path;
+}
+
+RunResult MiniCluster::mount_with(const std::string& mount_point, const std::string& cache_dir,
+                                  const std::string& options) {
+  std::string command = "mount " + servers() + " " + mount_point + " --cache-dir " + cache_dir +
+                        " --pidfile " + mount_point + ".pid --log " + mount_point + ".log";
+  if (!options.empty()) command += " -o " + options;
+  return fermata(command);
 }
 
 std::string MiniCluster::mount_another(const std::string& options) {
-  const std::string point = dir_ + "-mnt" + std::to_string(mounts_.size());
-  mounts_.push_back(point);
-  std::string command = "mount " + servers() + " " + point + " --cache-dir " + point +
-                        ".cache --pidfile " + point + ".pid --log " + point + ".log";
-  if (!options.empty()) command += " -o " + options;
-  const RunResult result = fermata(command);
+  const std::string point = dir_ + "-mnt" + std::to_string(++mount_count_);
+  const RunResult result = mount_with(point, point + ".cache", options);
   if (result.exit_code != 0) fail("mount failed", {result.exit_code, result.out + logs()});
   return point;
 }
@@ -229,7 +328,7 @@ long MiniCluster::rpc_count(const std::string& mount_point) {
 std::string MiniCluster::logs() const {
   std::string all;
   std::error_code error;
-  for (const auto& entry : fs::directory_iterator(fs::path(dir_).parent_path(), error)) {
+  for (const auto& entry : fs::directory_iterator(root(), error)) {
     if (entry.path().extension() == ".log")
       all +=
           "\n== " + entry.path().string() + "\n" + run("tail -n 40 " + entry.path().string()).out;

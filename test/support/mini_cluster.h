@@ -1,8 +1,9 @@
 // A real cluster on this machine for tests: the programs as users run them, through `fermata mini`.
 //
-// Each test gets a directory of its own; the destructor ends every process it started and takes
-// away every mount, also after a failure, so that nothing hangs whoever looks at the mount point
-// next.
+// Each test gets a directory of its own. The destructor, also after a failure, ends the daemons of
+// every pid file in it, then detaches whatever the kernel says is mounted below it, mounted through
+// the fixture or by hand, and only then removes it: nothing hangs whoever looks there next, and no
+// removal ever walks into a live mount.
 #pragma once
 
 #include <chrono>
@@ -33,6 +34,9 @@ class MiniCluster {
     int nodes = 3;
     bool mount = true;
     std::string mount_options;  ///< for -o
+    /// Sizes of tmpfs ("96m") for the data of node 1, 2, ...; empty: that node has no disk of its
+    /// own.
+    std::vector<std::string> node_disks = {};
   };
   MiniCluster() : MiniCluster(Options()) {}
   explicit MiniCluster(Options options);
@@ -41,12 +45,20 @@ class MiniCluster {
   MiniCluster& operator=(const MiniCluster&) = delete;
 
   const std::string& dir() const { return dir_; }
+  /// Above dir(): all that the test makes is below it, and goes with it.
+  std::string root() const;
   std::string mnt() const { return dir_ + "/mnt"; }
   std::string servers() const { return dir_ + "/servers"; }
   std::string bin(const std::string& program) const;
 
   /// One more mount, with a cache of its own, like another machine's. Its mount point.
   std::string mount_another(const std::string& options = {});
+  /// Mounts at `mount_point` (made if missing), which is below root(), with that cache directory;
+  /// the pid file and the log are beside the mount point. `options` as for -o.
+  RunResult mount_with(const std::string& mount_point, const std::string& cache_dir,
+                       const std::string& options = {});
+  /// A tmpfs of that size ("24m") of the test's own, to be filled; where it is mounted.
+  std::string small_disk(const std::string& name, const std::string& size);
   /// SIGKILLs the daemon of a mount point of ours and takes the dead mount away.
   void kill_mount(const std::string& mount_point);
   void umount(const std::string& mount_point);
@@ -70,7 +82,7 @@ class MiniCluster {
   void clean_up();
 
   std::string dir_;
-  std::vector<std::string> mounts_;
+  int mount_count_ = 0;
 };
 
 }  // namespace fermata::test

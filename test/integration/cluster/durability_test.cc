@@ -109,9 +109,7 @@ TEST_CASE(
     cluster.kill_mount(b);
   }
   CHECK(read_file(a + "/d") == "old");  // not acknowledged: not there
-  const RunResult again = cluster.fermata("mount " + cluster.servers() + " " + b + " --cache-dir " +
-                                          b + ".cache --pidfile " + b + ".pid --log " + b + ".log");
-  REQUIRE(again.exit_code == 0);
+  REQUIRE(cluster.mount_with(b, b + ".cache").exit_code == 0);
   CHECK(eventually([&] { return read_file(a + "/d") == "new bytes, never closed"; },
                    std::chrono::seconds(30)));
 }

@@ -158,10 +158,7 @@ TEST_CASE("a mount does what a filesystem does", "[smoke]") {
     const std::string bytes = random_bytes(3'000'000, 7);
     write_file(other + "/kept", bytes);
     cluster.umount(other);
-    REQUIRE(cluster
-                .fermata("mount " + cluster.servers() + " " + other + " --cache-dir " + other +
-                         ".cache --pidfile " + other + ".pid --log " + other + ".log")
-                .exit_code == 0);
+    REQUIRE(cluster.mount_with(other, other + ".cache").exit_code == 0);
     CHECK(read_file(other + "/kept") == bytes);
     const RunResult stat = cluster.fermata("cache stat --json " + other);
     CAPTURE(stat.out);
