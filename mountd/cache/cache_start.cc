@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <sys/mman.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -92,6 +93,7 @@ Result<std::unique_ptr<CacheStore>> CacheStore::open(CacheOptions options) {
 Status CacheStore::start() {
   FM_CHECK(lock_dir());
   FM_CHECK(check_format());
+  FM_CHECK(disk_reserve_.open(options_.dir + "/reserve"));  // a full disk has room to start, then
   FM_CHECK(posix::make_dir(options_.dir + "/files"));
   FM_CHECK(posix::make_dir(options_.dir + "/lost+found"));
   for (unsigned shard = 0; shard < 256; ++shard) {
@@ -101,7 +103,16 @@ Status CacheStore::start() {
   auto found = scan();
   FM_CHECK(note_boot());
   load(std::move(found));
+  size_reserve();
   return {};
+}
+
+void CacheStore::size_reserve() {
+  constexpr std::uint64_t kReserveMax = 32ULL << 20;
+  struct statvfs st {};
+  if (::statvfs(options_.dir.c_str(), &st) != 0) return;
+  const std::uint64_t disk_bytes = std::uint64_t{st.f_blocks} * st.f_frsize;
+  disk_reserve_.set_size(std::min({kReserveMax, disk_bytes / 20, options_.limit_bytes / 64}));
 }
 
 Status CacheStore::lock_dir() {

@@ -158,7 +158,7 @@ bool CacheStore::evictable(const CachedCopy& copy) {
          !copy.maybe_dirty() && !copy.conflict();
 }
 
-std::uint64_t CacheStore::evict(std::uint64_t bytes, const CachedCopy* keep) {
+std::uint64_t CacheStore::evict_unpinned(std::uint64_t bytes, const CachedCopy* keep) {
   std::vector<std::shared_ptr<CachedCopy>> victims;  // their files are removed without the lock
   std::uint64_t freed = 0;
   const MutexLock lock(mutex_);
@@ -172,8 +172,34 @@ std::uint64_t CacheStore::evict(std::uint64_t bytes, const CachedCopy* keep) {
   return freed;
 }
 
-std::uint64_t CacheStore::make_room(std::uint64_t bytes, const CachedCopy* keep) {
-  return evict(std::max(bytes, kEvictBytesMin), keep);
+std::uint64_t CacheStore::evict(std::uint64_t bytes, const CachedCopy* keep) {
+  std::uint64_t freed = evict_unpinned(bytes, keep);
+  if (freed >= bytes) return freed;
+  {
+    const MutexLock lock(pressure_mutex_);
+    if (!let_go_) return freed;
+    let_go_(bytes - freed);
+  }
+  freed += evict_unpinned(bytes - freed, keep);
+  return freed;
+}
+
+void CacheStore::on_pressure(std::function<void(std::uint64_t)> let_go) {
+  const MutexLock lock(pressure_mutex_);
+  let_go_ = std::move(let_go);
+}
+
+void CacheStore::touch(CachedCopy& copy) {
+  const MutexLock lock(mutex_);
+  if (!copy.dropped_) copies_.splice(copies_.end(), copies_, copy.place_);
+}
+
+bool CacheStore::make_room(std::uint64_t bytes, const CachedCopy* keep, For whom) {
+  // A good piece at once, but on a small disk not all that is cached.
+  const auto space = disk_space(options_.dir);
+  const std::uint64_t piece = std::min(kEvictBytesMin, space ? space->total_bytes / 64 : 0);
+  if (evict(std::max(bytes, piece), keep) > 0) return true;
+  return whom == For::kReader && disk_reserve_.release(bytes) > 0;
 }
 
 std::size_t CacheStore::drop_clean() {
@@ -197,12 +223,32 @@ Status CacheStore::reserve(std::uint64_t bytes) {
     evict(std::max(excess, std::min(kEvictBytesMin, options_.limit_bytes / 64)), nullptr);
     if (over_limit() > 0) return std::errc::no_space_on_device;
   }
-  FM_TRY(const auto space, disk_space(options_.dir));
-  const auto keep_free =
-      static_cast<std::uint64_t>(static_cast<double>(space.total_bytes) * options_.free_ratio_min);
-  const std::uint64_t wanted_free = keep_free + bytes;
-  if (space.free_bytes < wanted_free) evict(wanted_free - space.free_bytes, nullptr);
+  FM_TRY(auto space, disk_space(options_.dir));
+  const std::uint64_t wanted_free = keep_free_bytes(space.total_bytes) + bytes;
+  if (space.free_bytes < wanted_free) {
+    evict(wanted_free - space.free_bytes, nullptr);
+    FM_TRY(space, disk_space(options_.dir));
+  }
+  if (space.free_bytes + disk_reserve_.bytes() < bytes) return std::errc::no_space_on_device;
+  disk_reserve_.refill(space.free_bytes - std::min(space.free_bytes, bytes));
   return {};
+}
+
+std::uint64_t CacheStore::keep_free_bytes(std::uint64_t disk_bytes) const {
+  return static_cast<std::uint64_t>(static_cast<double>(disk_bytes) * options_.free_ratio_min);
+}
+
+std::uint64_t CacheStore::make_free(std::uint64_t bytes, bool insist) {
+  constexpr std::uint64_t kSmallPart = 16;
+  auto space = disk_space(options_.dir);
+  if (!space) return 0;
+  const std::uint64_t wanted = bytes + keep_free_bytes(space->total_bytes);
+  const bool small = bytes <= space->total_bytes / kSmallPart;
+  if (space->free_bytes < wanted && (small || insist)) {
+    evict(wanted - space->free_bytes, nullptr);
+    space = disk_space(options_.dir);
+  }
+  return space ? space->free_bytes : 0;
 }
 
 void CacheStore::recharge(CachedCopy& copy, std::uint64_t allocated_bytes) {
@@ -248,11 +294,10 @@ Result<CacheStore::Fill> CacheStore::new_copy(CopyMeta meta, std::uint64_t charg
     copy->writer_ = fd;
     return {};
   };
-  Status made = make_file();
-  if (!made && made.error() == std::errc::no_space_on_device && make_room(0, nullptr) > 0) {
+  Status made = with_room(0, nullptr, For::kReader, [&] {
     posix::remove_file(copy->data_path_).has_value();
-    made = make_file();
-  }
+    return make_file();
+  });
   if (made) opened_descriptor();
   // The sidecar of a copy that is dirty from the start is there before anybody can write to it.
   if (made && meta.maybe_dirty) {

@@ -3,8 +3,11 @@
 // One directory (docs/format/cache.md) belongs to one mountd at a time. A copy is found by (inode,
 // version); several versions of one inode live side by side while somebody holds an old one open.
 // Clean, unpinned copies are evicted in LRU order to stay under a limit of allocated bytes and to
-// keep a share of the disk free. A copy that may hold work nobody else has is never removed: not by
-// eviction, not by a restart, not when its sidecar is damaged (it goes to lost+found then).
+// keep a share of the disk free; whoever pins copies only to have them at hand lets go of them when
+// eviction finds too little (on_pressure). A copy that may hold work nobody else has is never
+// removed: not by eviction, not by a restart, not when its sidecar is damaged (it goes to
+// lost+found then). When such copies have filled the disk, readers and sidecars still have a small
+// reserve (disk_reserve.h).
 //
 // After the machine (not only mountd) went down, clean copies written without fsync may be wrong:
 // find() does not return them until begin_fill() of the same version has checked their digests.
@@ -15,6 +18,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <list>
 #include <memory>
 #include <string>
@@ -22,6 +26,7 @@
 #include <vector>
 
 #include "mountd/cache/cached_copy.h"
+#include "mountd/cache/disk_reserve.h"
 
 namespace fermata::mountd {
 
@@ -104,8 +109,18 @@ class CacheStore {
   void rename(InodeId inode, const std::string& path);
 
   /// Evicts until `bytes` more fit under the limit and the free share of the disk. ENOSPC if what
-  /// may not be evicted is in the way of the limit.
+  /// may not be evicted is in the way of the limit, or of the disk itself.
   Status reserve(std::uint64_t bytes);
+  /// What the disk has free for a writer that nobody can make room for once it writes. Evicts for
+  /// `bytes` of it only where that is a small part of the disk, or when `insist`. Blocking; 0 on an
+  /// error.
+  std::uint64_t make_free(std::uint64_t bytes, bool insist);
+  /// `let_go(bytes)` is to unpin copies of about so many bytes if it can, touch()ing each first. It
+  /// is called from any thread, one call at a time, without locks. Empty: nobody; on return no call
+  /// is running.
+  void on_pressure(std::function<void(std::uint64_t bytes)> let_go);
+  /// The most recently used one from now on; its time of use is what note_use() said.
+  void touch(CachedCopy& copy);
 
   /// Copies left by an earlier mountd whose content differs from every committed version: to be
   /// committed or marked as conflicts. Those already marked are not among them.
@@ -138,6 +153,7 @@ class CacheStore {
   Status lock_dir();
   Status check_format();
   Status note_boot();
+  void size_reserve();
   std::vector<CopyMeta> scan();
   void scan_shard(const std::string& dir, std::vector<CopyMeta>& found);
   bool admit(const std::string& dir, const std::string& stem, std::vector<CopyMeta>& found);
@@ -159,10 +175,16 @@ class CacheStore {
   static bool evictable(const CachedCopy& copy);
   /// Evicts until `bytes` are freed or nothing is left; returns the bytes freed.
   std::uint64_t evict(std::uint64_t bytes, const CachedCopy* keep);
+  std::uint64_t evict_unpinned(std::uint64_t bytes, const CachedCopy* keep);
+  std::uint64_t keep_free_bytes(std::uint64_t disk_bytes) const;
   Result<bool> verify(CachedCopy& copy);
 
   // For CachedCopy.
-  std::uint64_t make_room(std::uint64_t bytes, const CachedCopy* keep);
+  enum class For { kWriter, kReader };  // a writer has no part in the reserve
+  /// After ENOSPC: true if some room was made, so that trying again makes sense.
+  bool make_room(std::uint64_t bytes, const CachedCopy* keep, For whom);
+  template <class Attempt>
+  Status with_room(std::uint64_t bytes, const CachedCopy* keep, For whom, Attempt attempt);
   void recharge(CachedCopy& copy, std::uint64_t allocated_bytes);
   void forget(CachedCopy& copy);
   void unindex(CachedCopy& copy);
@@ -173,6 +195,10 @@ class CacheStore {
   std::shared_ptr<Fd> lock_fd_;
   bool ctime_reliable_ = false;
   std::atomic<std::size_t> open_files_{0};
+  DiskReserve disk_reserve_;
+
+  Mutex pressure_mutex_;  // held during the call; before mutex_
+  std::function<void(std::uint64_t)> let_go_ FM_GUARDED_BY(pressure_mutex_);
 
   Mutex mutex_;                          // before any CachedCopy::mutex_
   Copies copies_ FM_GUARDED_BY(mutex_);  // least recently used first
@@ -184,5 +210,17 @@ class CacheStore {
   std::uint64_t suspect_below_ FM_GUARDED_BY(mutex_) = 0;
   CacheStats counters_ FM_GUARDED_BY(mutex_);
 };
+
+template <class Attempt>
+Status CacheStore::with_room(std::uint64_t bytes, const CachedCopy* keep, For whom,
+                             Attempt attempt) {
+  constexpr int kAttemptsMax = 8;  // others write, too
+  Status done = attempt();
+  for (int i = 1; i < kAttemptsMax && !done; ++i) {
+    if (done.error() != std::errc::no_space_on_device || !make_room(bytes, keep, whom)) break;
+    done = attempt();
+  }
+  return done;
+}
 
 }  // namespace fermata::mountd

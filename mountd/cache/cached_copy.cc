@@ -23,8 +23,6 @@ std::int64_t wall_ns() {
       .count();
 }
 
-bool is_no_space(const std::error_code& error) { return error == std::errc::no_space_on_device; }
-
 }  // namespace
 
 CachedCopy::CachedCopy(CacheStore& store, CopyMeta meta, std::string data_path)
@@ -90,6 +88,8 @@ CopyMeta CachedCopy::meta_locked() const {
   return meta;
 }
 
+void CachedCopy::note_use() { last_use_ns_.store(wall_ns(), std::memory_order_relaxed); }
+
 void CachedCopy::set_path_hint(std::string path) {
   const MutexLock lock(mutex_);
   save_stale_ = save_stale_ || path_hint_ != path;
@@ -111,10 +111,9 @@ Status CachedCopy::save_meta(posix::Durability durability) {
     save_stale_ = false;
   }
   const std::string bytes = encode_copy_meta(meta);
-  Status status = posix::replace_file(meta_path_, as_bytes(bytes), durability);
-  if (!status && is_no_space(status.error()) && store_.make_room(bytes.size(), this) > 0) {
-    status = posix::replace_file(meta_path_, as_bytes(bytes), durability);
-  }
+  const Status status = store_.with_room(bytes.size(), this, CacheStore::For::kReader, [&] {
+    return posix::replace_file(meta_path_, as_bytes(bytes), durability);
+  });
   const MutexLock lock(mutex_);
   if (status) {
     marked_on_disk_ = meta.maybe_dirty;
@@ -183,11 +182,9 @@ Result<BackingStat> CachedCopy::stat() {
 
 Status CachedCopy::write_retrying(std::uint64_t offset_bytes, ByteView bytes) {
   FM_TRY(const auto fd, writer());
-  Status status = posix::write_at(*fd, offset_bytes, bytes);
-  if (!status && is_no_space(status.error()) && store_.make_room(bytes.size(), this) > 0) {
-    status = posix::write_at(*fd, offset_bytes, bytes);
-  }
-  return status;
+  const auto whom = complete() ? CacheStore::For::kWriter : CacheStore::For::kReader;
+  return store_.with_room(bytes.size(), this, whom,
+                          [&] { return posix::write_at(*fd, offset_bytes, bytes); });
 }
 
 Status CachedCopy::write_fill(std::uint64_t offset_bytes, ByteView bytes) {
@@ -467,10 +464,7 @@ Status CachedCopy::allocate(std::uint64_t offset_bytes, std::uint64_t size, bool
     }
     return last_errno();
   };
-  Status status = attempt();
-  if (!status && is_no_space(status.error()) && store_.make_room(size, this) > 0) {
-    status = attempt();
-  }
+  const Status status = store_.with_room(size, this, CacheStore::For::kWriter, attempt);
   if (const auto st = posix::stat_file(*fd); st && st->size_bytes != size_bytes()) {
     note_written(std::min(st->size_bytes, size_bytes()), std::max(st->size_bytes, size_bytes()));
     size_bytes_ = st->size_bytes;
@@ -625,8 +619,6 @@ Status CachedCopy::note_clean(Version version, const ChangeScan& scan, std::vect
   return {};
 }
 
-void CachedCopy::note_untracked() { untracked_ = true; }
-
 void CachedCopy::note_closed() {
   const MutexLock lock(mutex_);
   if (!clean_known_ || !dirty_.empty() || !scanned_.empty() || !maybe_dirty()) return;
@@ -638,6 +630,18 @@ void CachedCopy::note_closed() {
 bool CachedCopy::updating() const {
   const MutexLock lock(mutex_);
   return updating_;
+}
+
+Result<bool> CachedCopy::settle_closed() {
+  {
+    const MutexLock lock(mutex_);
+    // What passed the daemon is surely news.
+    if (!untracked_ || !clean_known_ || !dirty_.empty() || !scanned_.empty()) return false;
+  }
+  FM_TRY(const auto scan, changed_blocks());
+  if (scan.modified()) return false;
+  FM_CHECK(note_clean(base(), scan, chunks(), After::kClosed));
+  return !maybe_dirty();
 }
 
 Status CachedCopy::begin_update() {

@@ -134,11 +134,15 @@ class CachedCopy {
   /// written since the scan: ask maybe_dirty().
   Status note_clean(Version version, const ChangeScan& scan, std::vector<ChunkId> chunks,
                     After after);
-  /// A writer that was let in as tracked reaches the file by itself after all.
-  void note_untracked();
+  /// A writer that does not pass the daemon was let in after all. Before its open is answered.
+  void expect_untracked_writes() { untracked_.store(true, std::memory_order_release); }
+  bool untracked_writes_expected() const { return untracked_.load(std::memory_order_acquire); }
   /// The last writer is gone and nothing was modified: the copy may be evicted again. No I/O; if
   /// the client dies now, the next start finds out by the digests.
   void note_closed();
+  /// Blocking. The last writer is gone, and is_modified() may have raised a false alarm: true if
+  /// the digests say so; the copy is clean then.
+  Result<bool> settle_closed();
   /// Before a newer version is written in place over a clean copy (write_at, truncate; then
   /// note_clean): a crash in between drops the copy instead of taking the mix for somebody's work.
   /// Errors: ETXTBSY when it has been written to.
@@ -151,6 +155,8 @@ class CachedCopy {
   /// leaves the cache with its last pin, dirty or not.
   void discard();
 
+  /// Used until now; counts for eviction after CacheStore::touch().
+  void note_use();
   void set_path_hint(std::string path);
   void set_mode(std::uint32_t mode);
 

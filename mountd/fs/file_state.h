@@ -11,7 +11,9 @@
 
 #include <atomic>
 #include <cstdint>
+#include <list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -72,11 +74,14 @@ struct FileState {
   /// Written under a lock that was lost with its session: its commit is refused.
   bool lock_lost FM_GUARDED_BY(mutex) = false;
   bool kill_privileges FM_GUARDED_BY(mutex) = false;
-  bool idle_listed FM_GUARDED_BY(mutex) = false;
   int watch FM_GUARDED_BY(mutex) = -1;  ///< inotify watch while `mapped`
   std::shared_ptr<FillJob> fill FM_GUARDED_BY(mutex);
   std::shared_ptr<CommitJob> commit_running FM_GUARDED_BY(mutex);
   std::shared_ptr<CommitJob> commit_next FM_GUARDED_BY(mutex);
+
+  /// Where it is among the idle files that keep their copy, if it is; under FileSystem's
+  /// idle_mutex_.
+  std::optional<std::list<std::weak_ptr<FileState>>::iterator> idle_place;
 };
 
 }  // namespace fermata::mountd

@@ -23,7 +23,14 @@ FileSystem::FileSystem(std::vector<LoopContext> loops, ClientSession& session, F
   }
 }
 
-FileSystem::~FileSystem() = default;
+FileSystem::~FileSystem() {
+  if (store_ != nullptr) store_->on_pressure({});
+}
+
+void FileSystem::set_store(CacheStore& store) {
+  store_ = &store;
+  store.on_pressure([this](std::uint64_t bytes) { release_idle(bytes); });
+}
 
 void FileSystem::attach(FuseSession& session, Notifier& notifier) {
   notifier_ = &notifier;
@@ -229,66 +236,71 @@ void FileSystem::detach_copy(const FilePtr& file) {
   if (backing > 0 && fuse != nullptr) (void)fuse->close_backing(backing);
 }
 
-void FileSystem::teardown(const FilePtr& file) { detach_copy(file); }
+void FileSystem::teardown(const FilePtr& file) {
+  detach_copy(file);
+  MutexLock lock(idle_mutex_);
+  if (file->idle_place) idle_.erase(*std::exchange(file->idle_place, std::nullopt));
+}
 
 void FileSystem::note_idle(const FilePtr& file) {
   {
     MutexLock lock(file->mutex);
-    if (!file->copy || file->idle_listed) return;
-    file->idle_listed = true;
+    if (!file->copy) return;
+    file->copy->note_use();
   }
-  std::vector<FilePtr> oldest;
+  FilePtr oldest;
   {
     MutexLock lock(idle_mutex_);
-    idle_.push_back(file);
-    while (idle_.size() > options_.idle_files_max) {
-      if (auto old = idle_.front().lock()) oldest.push_back(std::move(old));
-      idle_.pop_front();
+    if (file->idle_place) {
+      idle_.splice(idle_.end(), idle_, *file->idle_place);
+    } else {
+      file->idle_place = idle_.insert(idle_.end(), file);
     }
+    if (idle_.size() > options_.idle_files_max) oldest = take_oldest_idle();
   }
-  for (const auto& old : oldest) {
+  if (oldest) let_go(*oldest);
+}
+
+FileSystem::FilePtr FileSystem::take_oldest_idle() {
+  while (!idle_.empty()) {
+    const FilePtr file = idle_.front().lock();
+    idle_.pop_front();
+    if (!file) continue;
+    file->idle_place.reset();
+    return file;
+  }
+  return nullptr;
+}
+
+std::uint64_t FileSystem::let_go(FileState& file) {
+  CachePin copy;
+  std::int32_t backing = 0;
+  table_.if_idle(file, [&] {
+    MutexLock lock(file.mutex);
+    if (file.sticky.load()) return;
+    std::swap(copy, file.copy);
+    std::swap(backing, file.backing_id);
+  });
+  FuseSession* fuse = fuse_.load();
+  if (backing > 0 && fuse != nullptr) (void)fuse->close_backing(backing);
+  if (!copy) return 0;
+  store_->touch(*copy);
+  return copy->size_bytes();
+}
+
+void FileSystem::release_idle(std::uint64_t bytes) {
+  for (std::uint64_t released = 0; released < bytes;) {
+    FilePtr file;
     {
-      MutexLock lock(old->mutex);
-      old->idle_listed = false;
+      MutexLock lock(idle_mutex_);
+      file = take_oldest_idle();
     }
-    CachePin copy;
-    std::int32_t backing = 0;
-    table_.if_idle(*old, [&] {
-      MutexLock lock(old->mutex);
-      if (old->sticky.load()) return;
-      std::swap(copy, old->copy);
-      std::swap(backing, old->backing_id);
-    });
-    FuseSession* fuse = fuse_.load();
-    if (backing > 0 && fuse != nullptr) (void)fuse->close_backing(backing);
+    if (!file) return;
+    released += let_go(*file);
   }
 }
 
-void FileSystem::drop_idle() {
-  std::list<std::weak_ptr<FileState>> all;
-  {
-    MutexLock lock(idle_mutex_);
-    all.swap(idle_);
-  }
-  for (const auto& weak : all) {
-    const auto old = weak.lock();
-    if (!old) continue;
-    CachePin copy;
-    std::int32_t backing = 0;
-    table_.if_idle(*old, [&] {
-      MutexLock lock(old->mutex);
-      if (old->sticky.load()) return;
-      std::swap(copy, old->copy);
-      std::swap(backing, old->backing_id);
-    });
-    {
-      MutexLock lock(old->mutex);
-      old->idle_listed = false;
-    }
-    FuseSession* fuse = fuse_.load();
-    if (backing > 0 && fuse != nullptr) (void)fuse->close_backing(backing);
-  }
-}
+void FileSystem::drop_idle() { release_idle(~std::uint64_t{0}); }
 
 bool FileSystem::file_in_use(InodeId inode) { return table_.in_use(inode); }
 

@@ -66,7 +66,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   ~FileSystem() override;
 
   /// Before the mount: the cache, which needs the cluster's id to be opened.
-  void set_store(CacheStore& store) { store_ = &store; }
+  void set_store(CacheStore& store);
   /// After the mount: passthrough and kernel caching begin.
   void attach(FuseSession& session, Notifier& notifier);
   /// No notification is sent any more.
@@ -211,6 +211,11 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   void teardown(const FilePtr& file);
   void detach_copy(const FilePtr& file);
   void note_idle(const FilePtr& file);
+  FilePtr take_oldest_idle() FM_REQUIRES(idle_mutex_);
+  /// Detaches the file's copy if it is idle and clean; returns its size.
+  std::uint64_t let_go(FileState& file);
+  /// Detaches files that have been idle the longest, until their copies make up `bytes`.
+  void release_idle(std::uint64_t bytes);
   bool file_in_use(InodeId inode);
 
   // namespace_ops.cc
@@ -223,6 +228,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                        NodeHandle new_parent, std::string new_name, std::uint32_t flags);
   void apply_parents(const MutationReply& reply);
   void apply_removed(const MutationReply& reply);
+  /// The inode has no name left and is not open here: nobody can want its copies.
+  void discard_copies(InodeId inode);
   void release_orphan(InodeId inode);
   awaitable<void> do_release_orphan(LoopContext& at, InodeId inode);
 
@@ -237,7 +244,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     bool writable = false;
     bool truncate = false;
     bool kill_suidgid = false;
-    bool create = false;  ///< truncating an empty file is no change then
+    bool create = false;    ///< truncating an empty file is no change then
+    bool ordinary = false;  ///< no passthrough: the cache's disk may want room while it is written
     bool exclusive = false;
   };
   static OpenWish wish_of(int flags, bool kill);
@@ -256,14 +264,17 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                             bool need_content, bool may_stream);
   Task<void> fill_copy(LoopContext& at, FilePtr file, Attr attr, FileContent content,
                        bool need_content, bool may_stream);
-  Task<CacheStore::Fill> begin_fill(LoopContext& at, Attr attr);
+  Task<CacheStore::Fill> begin_fill(LoopContext& at, Attr attr, bool need_content);
   Task<void> wait_filled(LoopContext& at, FilePtr file, CachePin copy);
   awaitable<void> fill_behind(LoopContext& at, CachePin copy,
                               std::shared_ptr<const FileContent> content, std::uint64_t size_bytes,
                               std::shared_ptr<FillJob> job);
   /// The file's copy if it is (or soon will be) the content of `version`.
   CachePin attached(FileState& file, Version version);
-  Task<void> prepare_writer(LoopContext& at, FilePtr file, OpenWish wish);
+  /// Marks the copy before a writer is let in; says in `ordinary` how it is to write.
+  Task<OpenWish> prepare_writer(LoopContext& at, FilePtr file, OpenWish wish);
+  void begin_watching_room();
+  awaitable<void> watch_room(LoopContext& at);
   Result<OpenResult> register_open(const FilePtr& file, const OpenWish& wish);
   std::int32_t backing_of(FileState& file, Fd& reader) FM_REQUIRES(file.mutex);
   void attach_copy(const FilePtr& file, CachePin copy);
@@ -367,6 +378,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   std::atomic<Notifier*> notifier_{nullptr};
   std::atomic<bool> passthrough_{false};
   std::atomic<bool> epoch_{false};
+  std::atomic<std::uint32_t> passthrough_writers_{0};
+  std::atomic<bool> watching_room_{false};
   MappedWatch mapped_;
   HeldLocks locks_;
   std::atomic<std::uint64_t> next_ticket_{1};

@@ -23,8 +23,19 @@ void FileSystem::apply_removed(const MutationReply& reply) {
   if (!reply.removed) return;
   table_.apply(*reply.removed, reply.stamp, reply.removed_leased);
   const bool orphan = reply.removed->nlink == 0 && reply.removed->type == FileType::kRegular;
-  if (!orphan || file_in_use(reply.removed->inode)) return;
-  (void)store_->drop(reply.removed->inode, reply.removed->version);
+  if (orphan && !file_in_use(reply.removed->inode)) discard_copies(reply.removed->inode);
+}
+
+void FileSystem::discard_copies(InodeId inode) {
+  for (const FilePtr& file : table_.files_of(inode)) {
+    const bool idle = table_.if_idle(*file, [&] { file->sticky = false; });
+    if (!idle) return;
+    detach_copy(file);
+    if (const auto removed = table_.reap(file->node)) teardown(removed);
+  }
+  for (const CachePin& copy : store_->copies_of(inode)) {
+    if (!copy->conflict()) copy->discard();
+  }
 }
 
 void FileSystem::mknod(Ctx ctx, NodeHandle parent, std::string_view name, mode_t mode, dev_t dev,

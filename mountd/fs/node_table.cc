@@ -438,6 +438,18 @@ bool NodeTable::in_use(InodeId id) {
                      [this](NodeHandle handle) { return !idle(nodes_.at(raw(handle))); });
 }
 
+std::vector<std::shared_ptr<FileState>> NodeTable::files_of(InodeId id) {
+  MutexLock lock(mutex_);
+  std::vector<std::shared_ptr<FileState>> out;
+  const Inode* of = peek_inode(id);
+  if (of == nullptr) return out;
+  for (const NodeHandle handle : of->nodes) {
+    const Node& node = nodes_.at(raw(handle));
+    if (node.file) out.push_back(node.file);
+  }
+  return out;
+}
+
 std::vector<std::shared_ptr<FileState>> NodeTable::held_files() {
   MutexLock lock(mutex_);
   std::vector<std::shared_ptr<FileState>> out;

@@ -137,6 +137,8 @@ class NodeTable {
   }
   /// Whether any lineage of the inode is held.
   bool in_use(InodeId inode);
+  /// All lineages of the inode, newest last.
+  std::vector<std::shared_ptr<FileState>> files_of(InodeId inode);
   /// Every file that somebody holds.
   std::vector<std::shared_ptr<FileState>> held_files();
 

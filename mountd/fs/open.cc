@@ -13,6 +13,10 @@
 namespace fermata::mountd {
 namespace asio = boost::asio;
 namespace {
+/// The cache's disk has this free before a writer is let past the daemon: evicting for it, as for
+/// writes that the daemon makes, comes too late then.
+constexpr std::uint64_t kPassthroughRoomBytes = 256ULL << 20;
+
 std::error_code stale() { return from_errno(ESTALE); }
 }  // namespace
 
@@ -82,6 +86,7 @@ Task<OpenResult> FileSystem::open_held(LoopContext& at, Credentials who, NodeHan
       drop_unfilled(file);
       co_return ready.error();
     }
+    wish = *ready;
   }
   co_return register_open(file, wish);
 }
@@ -158,23 +163,19 @@ Task<void> FileSystem::attach_content(LoopContext& at, Credentials who, NodeHand
   co_return stale();
 }
 
-Task<CacheStore::Fill> FileSystem::begin_fill(LoopContext& at, Attr attr) {
+Task<CacheStore::Fill> FileSystem::begin_fill(LoopContext& at, Attr attr, bool need_content) {
   const mode_t mode = S_IFREG | (attr.mode & 07777);
+  const std::uint64_t allocated = need_content ? attr.allocated_bytes : 0;
   CacheStore* store = store_;
-  for (int attempt = 0;; ++attempt) {
-    const auto job = [store, attr, mode] {
-      return store->begin_fill(attr.inode, attr.version, attr.size_bytes, attr.allocated_bytes,
-                               mode, {});
-    };
-    auto fill = co_await blocking<CacheStore::Fill>(*at.env, job);
-    if (fill || attempt > 0 || fill.error() != std::errc::no_space_on_device) co_return fill;
-    drop_idle();  // what idle files pin may be evicted as well
-  }
+  const auto job = [store, attr, allocated, mode] {
+    return store->begin_fill(attr.inode, attr.version, attr.size_bytes, allocated, mode, {});
+  };
+  co_return co_await blocking<CacheStore::Fill>(*at.env, job);
 }
 
 Task<void> FileSystem::fill_copy(LoopContext& at, FilePtr file, Attr attr, FileContent content,
                                  bool need_content, bool may_stream) {
-  FM_CO_TRY(auto fill, co_await begin_fill(at, attr));
+  FM_CO_TRY(auto fill, co_await begin_fill(at, attr, need_content));
   const CachePin copy = fill.copy;
   auto job = std::make_shared<FillJob>();
   attach_copy(file, copy);
@@ -267,15 +268,16 @@ void FileSystem::attach_copy(const FilePtr& file, CachePin copy) {
 
 // ----------------------------------------------------------------------------------- opening
 
-Task<void> FileSystem::prepare_writer(LoopContext& at, FilePtr file, OpenWish wish) {
+Task<FileSystem::OpenWish> FileSystem::prepare_writer(LoopContext& at, FilePtr file,
+                                                      OpenWish wish) {
   CachePin copy;
-  auto writes = CachedCopy::Writes::kTracked;
+  bool may_pass = false;
+  bool first = false;
   {
     MutexLock lock(file->mutex);
     copy = file->copy;
-    const bool may_pass =
-        file->opens == 0 ? passthrough_.load() : file->mode == IoMode::kPassthrough;
-    if (may_pass) writes = CachedCopy::Writes::kUntracked;
+    first = file->opens == 0;
+    may_pass = first ? passthrough_.load() : file->mode == IoMode::kPassthrough;
     // Filling it has set the backing file's time: from here on another one means a write.
     if (copy && copy->complete() && !copy->maybe_dirty()) {
       if (const auto backing = copy->stat()) file->mtime_base_ns = backing->mtime_ns;
@@ -284,17 +286,53 @@ Task<void> FileSystem::prepare_writer(LoopContext& at, FilePtr file, OpenWish wi
   if (!copy) co_return stale();
   if (wish.kill_suidgid) note_kill(file);
   if (!copy->complete() && !wish.truncate) FM_CO_CHECK(co_await wait_filled(at, file, copy));
-  const bool truncate =
-      wish.truncate && !(wish.create && copy->complete() && copy->size_bytes() == 0);
-  const auto job = [copy, writes, truncate]() -> fermata::Status {
+  CacheStore* store = store_;
+  const auto job = [copy, store, first, may_pass, wish]() -> Result<bool> {
+    const bool pass = may_pass && (!first || store->make_free(kPassthroughRoomBytes, false) >=
+                                                 kPassthroughRoomBytes);
+    const auto writes = pass ? CachedCopy::Writes::kUntracked : CachedCopy::Writes::kTracked;
     if (!copy->complete()) {
       FM_CHECK(copy->truncate(0));
-      return copy->mark_maybe_dirty(writes);
+      FM_CHECK(copy->mark_maybe_dirty(writes));
+      return pass;
     }
     FM_CHECK(copy->mark_maybe_dirty(writes));
-    return truncate ? copy->truncate(0) : fermata::Status{};
+    if (!wish.truncate) return pass;
+    FM_TRY(const auto now, copy->stat());
+    if (!wish.create || now.size_bytes != 0) FM_CHECK(copy->truncate(0));
+    return pass;
   };
-  co_return co_await blocking<void>(*at.env, job);
+  FM_CO_TRY(const bool pass, co_await blocking<bool>(*at.env, job));
+  wish.ordinary = !pass;
+  co_return wish;
+}
+
+// The kernel tells nobody when a passthrough writer meets a full disk: room is made ahead of it.
+void FileSystem::begin_watching_room() {
+  if (watching_room_.exchange(true)) return;
+  LoopContext& loop = loops_.front();
+  background_on(loop.index, "watch room", [this, &loop] { return watch_room(loop); });
+}
+
+asio::awaitable<void> FileSystem::watch_room(LoopContext& at) {
+  // A disk takes 2 GiB a second at most, so neither pause lets a writer through what was free.
+  constexpr auto kSoon = std::chrono::milliseconds(50);
+  constexpr auto kLater = std::chrono::seconds(1);
+  constexpr std::uint64_t kPlentyBytes = 16 * kPassthroughRoomBytes;
+  CacheStore* store = store_;
+  const auto look = [store]() -> Result<std::uint64_t> {
+    return store->make_free(kPassthroughRoomBytes, true);
+  };
+  std::uint64_t free_bytes = 0;
+  while (passthrough_writers_.load() != 0) {
+    const bool plenty = free_bytes >= kPlentyBytes;
+    const std::error_code stop = co_await at.env->sleep_for(plenty ? Duration(kLater) : kSoon);
+    if (stop) co_return;
+    const auto seen = co_await blocking<std::uint64_t>(*at.env, look);
+    free_bytes = seen ? *seen : 0;
+  }
+  watching_room_ = false;
+  if (passthrough_writers_.load() != 0) begin_watching_room();  // one came in between
 }
 
 std::int32_t FileSystem::backing_of(FileState& file, Fd& reader) {
@@ -326,12 +364,14 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
     opened->copy = file->copy;
     FM_TRY(opened->reader, file->copy->reader());
     if (file->opens == 0) {
-      const bool pass =
-          passthrough_.load() && file->copy->complete() && backing_of(*file, *opened->reader) > 0;
+      const bool pass = !wish.ordinary && passthrough_.load() && file->copy->complete() &&
+                        backing_of(*file, *opened->reader) > 0;
       file->mode = pass ? IoMode::kPassthrough : IoMode::kOrdinary;
     }
     opened->mode = file->mode;
     if (file->mode == IoMode::kPassthrough) {
+      // The mode was not settled yet when the copy was marked.
+      if (wish.writable) file->copy->expect_untracked_writes();
       result.backing_id = file->backing_id;
       file->page_cache_version = {};
     } else {
@@ -341,7 +381,6 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
     }
     ++file->opens;
     if (wish.writable) {
-      if (file->mode == IoMode::kPassthrough) file->copy->note_untracked();
       if (file->writers.fetch_add(1) == 0 && !file->sticky.load()) {
         file->work_session = session_.id();
       }
@@ -351,6 +390,10 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
     }
   }
   result.fh = next_handle_.fetch_add(1);
+  if (wish.writable && opened->mode == IoMode::kPassthrough) {
+    passthrough_writers_.fetch_add(1);
+    begin_watching_room();
+  }
   MutexLock lock(handles_mutex_);
   handles_.emplace(result.fh, std::move(opened));
   return result;
@@ -439,6 +482,7 @@ void FileSystem::close_handle(LoopContext& at, std::uint64_t fh) {
   const auto closed = remove_handle(fh);
   if (!closed) return;
   const FilePtr file = closed->file;
+  if (closed->writable && closed->mode == IoMode::kPassthrough) passthrough_writers_.fetch_sub(1);
   bool last = false;
   {
     MutexLock lock(file->mutex);
@@ -486,6 +530,10 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
         FM_TRY(out.writable_users, copy->has_writable_users());
       }
       FM_TRY(out.modified, copy->is_modified());  // last: what a mapping that just went has stored
+      if (out.modified && !out.writable_users) {
+        FM_TRY(const bool clean, copy->settle_closed());
+        out.modified = !clean;
+      }
       return out;
     };
     const auto probe = co_await blocking<Probe>(*at.env, job);

@@ -527,6 +527,65 @@ TEST_CASE("CacheStore: a full disk evicts, then says ENOSPC and keeps what is di
   CHECK(std::equal(work.begin(), work.end(), kept.begin()));
   CHECK(std::equal(work.begin(), work.end(), kept.begin() + 6 * kMiB));
   CHECK(store->reserve(0));
+  // What was kept in reserve is for readers and for what is known of the copies.
+  CHECK(content_of(*fill(*store, 4, 1, random_bytes(100'000, 4))) == random_bytes(100'000, 4));
+  CHECK((*dirty)->write_at(12 * kMiB, work).error() == std::errc::no_space_on_device);
+  const auto scan = (*dirty)->changed_blocks();
+  REQUIRE(scan);
+  CHECK((*dirty)->note_clean(Version(2), *scan, {}, kClosed));
+  CHECK(store->begin_fill(InodeId(5), Version(1), 15 * kMiB, 15 * kMiB, 0, "").error() ==
+        std::errc::no_space_on_device);
+}
+
+TEST_CASE("CacheStore: copies pinned to have them at hand are let go for room, the oldest first",
+          "[mountd][cache]") {
+  TempDir dir;
+  const auto store = open_store(options_for(dir.path, 8 * kMiB + kMiB / 2));
+  std::vector<CachePin> at_hand;
+  for (std::uint64_t inode = 1; inode <= 4; ++inode) {
+    at_hand.push_back(fill(*store, inode, 1, random_bytes(2 * kMiB, inode)));
+  }
+  std::swap(at_hand[0], at_hand[1]);  // 2 has not been used for the longest
+  store->on_pressure([&](std::uint64_t bytes) {
+    for (std::uint64_t released = 0; released < bytes && !at_hand.empty();) {
+      released += at_hand.front()->size_bytes();
+      store->touch(*at_hand.front());
+      at_hand.erase(at_hand.begin());
+    }
+  });
+  fill(*store, 5, 1, random_bytes(2 * kMiB, 5));
+  CHECK_FALSE(store->find(InodeId(2), Version(1)));
+  CHECK(at_hand.size() == 3);
+  CHECK(store->find(InodeId(1), Version(1)));
+  store->on_pressure({});
+  CHECK(store->begin_fill(InodeId(6), Version(1), 6 * kMiB, 6 * kMiB, 0, "").error() ==
+        std::errc::no_space_on_device);
+  at_hand.clear();
+}
+
+TEST_CASE("CachedCopy: a false alarm of a writer that is gone is settled by the digests",
+          "[mountd][cache]") {
+  TempDir dir;
+  const auto store = open_store(options_for(dir.path));
+  const Bytes bytes = random_bytes(3 * kMiB, 1);
+  const CachePin copy = fill(*store, 1, 1, bytes);
+  REQUIRE(copy->mark_maybe_dirty(kUntracked));
+  std::fstream file(copy->data_path(), std::ios::in | std::ios::out | std::ios::binary);
+  SECTION("the same bytes again") {
+    file.write(reinterpret_cast<const char*>(bytes.data()), 100);
+    file.close();
+    CHECK(copy->is_modified().value());
+    CHECK(copy->settle_closed().value());
+    CHECK_FALSE(copy->maybe_dirty());
+    CHECK_FALSE(copy->is_modified().value());
+  }
+  SECTION("other bytes") {
+    file.write("other", 5);
+    file.close();
+    CHECK_FALSE(copy->settle_closed().value());
+    CHECK(copy->maybe_dirty());
+    CHECK(copy->is_modified().value());
+  }
 }
 
 TEST_CASE("CacheStore: threads find, fill, write and evict together", "[mountd][cache]") {
