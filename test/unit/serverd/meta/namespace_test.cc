@@ -229,3 +229,44 @@ TEST_CASE_METHOD(World, "Namespace: a repeated request is answered, not applied 
   CHECK(Driver::code(d.run(create)) == Errc::kStaleEpoch);
   CHECK(!*d.ns->request_result(d.session, d.sequence.next()));
 }
+
+TEST_CASE_METHOD(World, "Namespace: locks belong to sessions and go with them", "[serverd][meta]") {
+  const SessionId mine = d.session;
+  const SessionId other = d.open_session("another-client-0");
+  const InodeId f = d.create(kRootInode, "f").inode;
+  const auto lock_op = [&](LockType type, std::uint64_t first, std::uint64_t last) {
+    LockOp op;
+    op.inode = f;
+    op.type = type;
+    op.owner = 7;
+    op.range = {first, last};
+    return op;
+  };
+  const auto as = [&](SessionId session, LockOp op) {
+    Command c = d.mutation(op);
+    c.session = session;
+    return d.run(c);
+  };
+  REQUIRE(as(mine, lock_op(LockType::kExclusive, 0, 9)).error == 0);
+  // The same number of another session is another owner.
+  REFUSED(as(other, lock_op(LockType::kShared, 9, 9)), resource_unavailable_try_again);
+  REQUIRE(as(other, lock_op(LockType::kExclusive, 10, kLockEnd)).error == 0);
+  LockOp whole = lock_op(LockType::kExclusive, 0, kLockEnd);
+  whole.space = LockSpace::kFlock;
+  CHECK(as(other, whole).error == 0);  // flock and fcntl do not see each other
+  CHECK(d.ns->locks(f, LockSpace::kPosix)->size() == 2);
+  REFUSED(as(mine,
+             [&] {
+               LockOp gone = lock_op(LockType::kShared, 0, 1);
+               gone.inode = InodeId(999);
+               return gone;
+             }()),
+          no_such_file_or_directory);
+  CHECK(d.run(d.command(EndSessionsCommand{{other}})).count == 1);
+  REQUIRE(d.ns->locks(f, LockSpace::kPosix)->size() == 1);
+  CHECK(d.ns->locks(f, LockSpace::kPosix)->front().owner.session == mine);
+  CHECK(d.ns->locks(f, LockSpace::kFlock)->empty());
+  REQUIRE(d.unlink(kRootInode, "f").error == 0);
+  CHECK(d.ns->locks(f, LockSpace::kPosix)->empty());  // with the file
+  CHECK(d.problems() == std::vector<std::string>{});
+}

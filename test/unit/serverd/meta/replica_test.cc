@@ -25,7 +25,7 @@ std::vector<Namespace::Entry> some_history(std::uint64_t seed, int steps) {
   for (int i = 0; i < steps; ++i) {
     const auto file = files.empty() ? InodeId(2) : files[random.below(files.size())];
     const std::uint64_t size = random.below(4 * kChunkSizeBytes) + 1;
-    switch (random.below(14)) {
+    switch (random.below(15)) {
       case 0:
       case 1:
         if (const auto made = d.create(directory(), name()); made.error == 0)
@@ -74,6 +74,16 @@ std::vector<Namespace::Entry> some_history(std::uint64_t seed, int steps) {
       case 13:
         d.run(d.command(DropChunksCommand{*d.ns->garbage(LogIndex(UINT64_MAX), 3)}));
         break;
+      case 14: {
+        LockOp op;
+        op.inode = file;
+        op.type = static_cast<LockType>(random.below(3));
+        op.owner = random.below(3);
+        op.range.first = random.below(20);
+        op.range.last = op.range.first + random.below(20);
+        d.mutate(op);
+        break;
+      }
     }
   }
   d.run(d.command(DigestCommand{}));
