@@ -289,15 +289,26 @@ Result<DurableLog::Persisted> DurableLog::do_persist() {
   State state = state_;
   bool write_hard = false;
   std::optional<LogIndex> cut;
+  std::uint32_t cut_end = 0;
   std::vector<LogEntry> entries;
+  Term prev_term;
+  std::uint32_t prev_crc = 0;
   Persisted target;
   {
+    // Everything that memory knows is taken here: an append() may replace any of it while the disk
+    // works. What is then written is not wanted any more, but is a chain all the same, and is cut.
     MutexLock lock(mutex_);
     FM_CHECK(check_poison());
     write_hard = std::exchange(hard_staged_, false);
     state.hard = hard_;
     cut = std::exchange(cut_, std::nullopt);
-    if (cut) disk_last_ = std::min(disk_last_, cut->prev());
+    if (cut) {
+      disk_last_ = std::min(disk_last_, cut->prev());
+      const Slot& before = slot(cut->prev());
+      cut_end = before.offset + static_cast<std::uint32_t>(record_bytes(before.size));
+    }
+    prev_term = *term_at_locked(disk_last_);
+    prev_crc = slot(disk_last_).crc;
     target.index = LogIndex(base_index_.value() + slots_.size());
     target.term = *term_at_locked(target.index);
     const std::size_t count = target.index.value() - disk_last_.value();
@@ -309,24 +320,18 @@ Result<DurableLog::Persisted> DurableLog::do_persist() {
     write_hard = true;
   }
   if (write_hard) FM_CHECK(write_state(state));
-  if (cut) FM_CHECK(cut_on_disk(*cut));
-  FM_CHECK(write_entries(entries));
+  if (cut) FM_CHECK(cut_on_disk(*cut, cut_end));
+  FM_CHECK(write_entries(entries, prev_term, prev_crc));
   return target;
 }
 
 /// Removes what the disk has from `from` on. Synced before anything is written in its place: stale
 /// records behind a torn new one would look like damage.
-Status DurableLog::cut_on_disk(LogIndex from) {
+Status DurableLog::cut_on_disk(LogIndex from, std::uint32_t end) {
   while (!segments_.empty() && segments_.back().first >= from) FM_CHECK(remove_newest_segment());
   if (segments_.empty()) return {};
   Segment& segment = segments_.back();
-  std::uint32_t end = 0;
-  {
-    MutexLock lock(mutex_);
-    const Slot& last = slot(from.prev());
-    FM_ASSERT(last.offset != 0);
-    end = last.offset + static_cast<std::uint32_t>(record_bytes(last.size));
-  }
+  FM_ASSERT(end > sizeof(SegmentHeader) && end <= segment.end);
   if (end == segment.end) return {};
   FM_CHECK(segment.file->truncate(end));
   FM_CHECK(segment.file->sync());
@@ -363,21 +368,15 @@ Status DurableLog::begin_segment(LogIndex first, Term prev_term, std::uint32_t p
   return {};
 }
 
-Status DurableLog::write_entries(const std::vector<LogEntry>& entries) {
+Status DurableLog::write_entries(const std::vector<LogEntry>& entries, Term prev_term,
+                                 std::uint32_t prev_crc) {
   std::size_t next = 0;
   bool began = false;
   while (next < entries.size()) {
     const LogIndex first = entries[next].index;
-    Term prev_term;
-    std::uint32_t crc = 0;
-    {
-      MutexLock lock(mutex_);
-      prev_term = *term_at_locked(first.prev());
-      crc = slot(first.prev()).crc;
-    }
     std::string buffer;
     const bool fresh = segments_.empty() || segments_.back().end >= options_.segment_bytes;
-    if (fresh) FM_CHECK(begin_segment(first, prev_term, crc, buffer));
+    if (fresh) FM_CHECK(begin_segment(first, prev_term, prev_crc, buffer));
     began |= fresh;
     Segment& segment = segments_.back();
     const std::uint32_t batch_start = segment.end;
@@ -386,11 +385,12 @@ Status DurableLog::write_entries(const std::vector<LogEntry>& entries) {
            (written.empty() || batch_start + buffer.size() < options_.segment_bytes)) {
       const LogEntry& entry = entries[next++];
       const auto offset = static_cast<std::uint32_t>(batch_start + buffer.size());
-      append_record(buffer, entry, crc, batch_start, crc);
+      append_record(buffer, entry, prev_crc, batch_start, prev_crc);
+      prev_term = entry.term;
       written.push_back({.term = entry.term,
                          .offset = offset,
                          .size = static_cast<std::uint32_t>(entry.data->size()),
-                         .crc = crc,
+                         .crc = prev_crc,
                          .kind = entry.kind});
     }
     FM_CHECK(segment.file->write_at(batch_start, as_bytes(buffer)));
@@ -476,23 +476,22 @@ Status DurableLog::do_reset(LogIndex index, Term term, std::string membership) {
   FM_CHECK(write_state(state));
   while (!segments_.empty()) FM_CHECK(remove_newest_segment());
   MutexLock lock(mutex_);
-  reset_ = true;
+  reset_to_ = std::move(state);
   return {};
 }
 
 void DurableLog::finish_reset() {
   MutexLock lock(mutex_);
-  if (!std::exchange(reset_, false)) return;
+  const auto to = std::exchange(reset_to_, std::nullopt);
+  if (!to) return;
   slots_.clear();
   cache_.clear();
   cache_bytes_ = 0;
   memberships_.clear();
-  // Nobody writes the base on disk before memory has it: state_ is still as reset() left it, or was
-  // written again with the same base.
-  base_index_ = disk_last_ = writing_last_ = state_.base_index;
-  base_term_ = state_.base_term;
+  base_index_ = disk_last_ = writing_last_ = to->base_index;
+  base_term_ = to->base_term;
   base_slot_ = {};
-  base_membership_ = state_.membership;
+  base_membership_ = to->membership;
 }
 
 }  // namespace fermata::serverd

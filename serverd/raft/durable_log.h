@@ -138,8 +138,12 @@ class DurableLog final : public LogView {
   // On the pool, under io_mutex_.
   Status write_state(const State& state);
   Result<Persisted> do_persist();
-  Status cut_on_disk(LogIndex from);
-  Status write_entries(const std::vector<LogEntry>& entries);
+  /// `end`: of the entry before `from`; not used if no segment has that entry.
+  Status cut_on_disk(LogIndex from, std::uint32_t end);
+  /// The entry before the first one had this term and CRC when the entries were taken: by now the
+  /// memory may have another in its place.
+  Status write_entries(const std::vector<LogEntry>& entries, Term prev_term,
+                       std::uint32_t prev_crc);
   Status begin_segment(LogIndex first, Term prev_term, std::uint32_t prev_crc, std::string& buffer);
   Status remove_newest_segment();
   Status do_compact();
@@ -165,8 +169,8 @@ class DurableLog final : public LogView {
       FM_GUARDED_BY(mutex_);  // of the entry at the base, while a segment has it; else only the CRC
   std::string base_membership_ FM_GUARDED_BY(mutex_);
   bool hard_staged_ FM_GUARDED_BY(mutex_) = false;
-  bool reset_ FM_GUARDED_BY(mutex_) = false;      // state_ has the base that memory is to go to
-  std::deque<Slot> slots_ FM_GUARDED_BY(mutex_);  // of base_index_ + 1 and on
+  std::optional<State> reset_to_ FM_GUARDED_BY(mutex_);  // the base that memory is to go to
+  std::deque<Slot> slots_ FM_GUARDED_BY(mutex_);         // of base_index_ + 1 and on
   std::deque<LogEntry> cache_
       FM_GUARDED_BY(mutex_);  // the newest entries; all that are not on disk
   std::size_t cache_bytes_ FM_GUARDED_BY(mutex_) = 0;

@@ -3,6 +3,7 @@
 #include <spdlog/spdlog.h>
 
 #include <catch2/catch_test_macros.hpp>
+#include <functional>
 #include <map>
 
 #include "common/env/sim_disk.h"
@@ -201,6 +202,52 @@ std::map<std::string, Bytes> files_of(Disk& disk) {
   return files;
 }
 
+/// A disk that calls back before a sync of a file: what the executor does while the pool is busy.
+class HookedDisk final : public Disk {
+ public:
+  explicit HookedDisk(Disk& disk) : disk_(disk) {}
+  std::function<void()> before_sync = [] {};
+
+  Result<std::unique_ptr<File>> open(const std::string& path, Mode mode) override {
+    FM_TRY(auto file, disk_.open(path, mode));
+    return std::unique_ptr<File>(std::make_unique<HookedFile>(*this, std::move(file)));
+  }
+  Status rename(const std::string& a, const std::string& b) override { return disk_.rename(a, b); }
+  Status remove(const std::string& path) override { return disk_.remove(path); }
+  Status remove_all(const std::string& path) override { return disk_.remove_all(path); }
+  Status make_dirs(const std::string& path) override { return disk_.make_dirs(path); }
+  Result<std::vector<std::string>> list(const std::string& path) override {
+    return disk_.list(path);
+  }
+  Result<bool> exists(const std::string& path) override { return disk_.exists(path); }
+  Status sync_dir(const std::string& path) override { return disk_.sync_dir(path); }
+  Result<DiskSpace> space(const std::string& path) override { return disk_.space(path); }
+
+ private:
+  class HookedFile final : public File {
+   public:
+    HookedFile(HookedDisk& owner, std::unique_ptr<File> file)
+        : owner_(owner), file_(std::move(file)) {}
+    Result<std::size_t> read_at(std::uint64_t offset, MutableByteView out) const override {
+      return file_->read_at(offset, out);
+    }
+    Status write_at(std::uint64_t offset, ByteView bytes) override {
+      return file_->write_at(offset, bytes);
+    }
+    Status truncate(std::uint64_t size) override { return file_->truncate(size); }
+    Status sync() override {
+      owner_.before_sync();
+      return file_->sync();
+    }
+    Result<std::uint64_t> size_bytes() const override { return file_->size_bytes(); }
+
+   private:
+    HookedDisk& owner_;
+    std::unique_ptr<File> file_;
+  };
+  Disk& disk_;
+};
+
 /// Fast: no log lines of expected repairs.
 struct Quiet {
   Quiet() { spdlog::set_level(spdlog::level::err); }
@@ -319,6 +366,50 @@ TEST_CASE(
   CHECK(crashes > 2000);
   CHECK(partly > 50);  // or the test proves little
   UNSCOPED_INFO(crashes << " crashes, " << partly << " with a part of the last step");
+}
+
+TEST_CASE("DurableLog: entries may be replaced, from any index on, while a persist is at work",
+          "[raft][log]") {
+  const Quiet quiet;
+  int hooked = 0;
+  for (std::uint64_t from = 2; from <= 20; ++from) {
+    for (int at = 0;; ++at) {
+      CAPTURE(from, at);
+      SimDisk medium(1);
+      HookedDisk disk(medium);
+      const auto log = open_ok(disk);
+      log->set_hard_state({.term = Term(1), .voted_for = NodeId()});
+      REQUIRE(log->append(entries(1, 12, 1)));
+      REQUIRE(log->persist().has_value());
+      // A persist of a new term, a cut and several segments; at one of its syncs yet another
+      // primary's entries come.
+      log->set_hard_state({.term = Term(2), .voted_for = NodeId()});
+      REQUIRE(log->append(entries(9, 20, 2)));
+      int syncs = 0;
+      disk.before_sync = [&] {
+        if (syncs++ != at) return;
+        log->set_hard_state({.term = Term(3), .voted_for = NodeId()});
+        REQUIRE(log->append(entries(from, from + 3, 3)));
+      };
+      REQUIRE(log->persist().has_value());
+      disk.before_sync = [] {};
+      if (syncs <= at) break;
+      ++hooked;
+      Image expected;
+      expected.hard.term = Term(3);
+      for (std::uint64_t i = 1; i <= from + 3; ++i)
+        expected.terms[i] = i >= from ? 3u : i >= 9 ? 2u : 1u;
+      CHECK(image_of(*log) == expected);
+      CHECK(log->durable_index() < LogIndex(from));
+      REQUIRE(log->persist().has_value());
+      CHECK(log->durable_index() == LogIndex(from + 3));
+      CHECK(image_of(*log) == expected);
+      SeededRandom random(from);
+      medium.power_cut(random);
+      CHECK(image_of(*open_ok(medium)) == expected);
+    }
+  }
+  CHECK(hooked > 100);
 }
 
 TEST_CASE("DurableLog: what a stopped process left in the cache is durable once the log is open",
