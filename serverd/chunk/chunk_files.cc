@@ -174,6 +174,10 @@ Status ChunkFiles::put(const ChunkId& id, ByteView bytes) {
     // Whoever waited for the same chunk finds it, or tries itself if the other one failed.
     changed_.wait(lock, [&] { return !claimed_.contains(id); });
     if (failed_) return std::errc::io_error;
+    if (auto retired = retired_.extract(id)) {
+      stats_.bytes += retired.mapped();
+      sizes_.insert(std::move(retired));
+    }
     if (sizes_.contains(id)) {
       ++stats_.dedup_hits;
       return {};
@@ -248,16 +252,28 @@ Status ChunkFiles::sync_shard(unsigned shard) {
   return {};
 }
 
+void ChunkFiles::retire(std::span<const ChunkId> ids) {
+  const MutexLock lock(mutex_);
+  for (const ChunkId& id : ids) {
+    if (claimed_.contains(id)) continue;
+    auto known = sizes_.extract(id);
+    if (!known) continue;
+    stats_.bytes -= known.mapped();
+    retired_.insert(std::move(known));
+  }
+}
+
 Status ChunkFiles::remove(std::span<const ChunkId> ids) {
+  retire(ids);
+  return remove_retired(ids);
+}
+
+Status ChunkFiles::remove_retired(std::span<const ChunkId> ids) {
   Status first_error;
   for (const ChunkId& id : ids) {
     {
       Lock lock(mutex_);
-      changed_.wait(lock, [&] { return !claimed_.contains(id); });
-      const auto known = sizes_.find(id);
-      if (known == sizes_.end()) continue;
-      stats_.bytes -= known->second;
-      sizes_.erase(known);
+      if (retired_.erase(id) == 0) continue;
       claim(lock, id);
     }
     const Status removed = disk_.remove(path_of(id));

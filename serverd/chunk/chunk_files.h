@@ -64,7 +64,14 @@ class ChunkFiles {
   /// From memory: durable here, as far as known.
   std::vector<bool> has(std::span<const ChunkId> ids) const;
   std::vector<ChunkId> list() const;
-  /// Those that are not there are skipped. After a power cut a removed chunk may be back.
+  /// Removal has two steps. retire() does not block: from here on has() denies the chunk. Until
+  /// remove_retired() comes to it, a put() of it takes it back as it is; after that put() waits and
+  /// writes it anew. So whoever is told "stored" has it stored, whenever the removal runs. A chunk
+  /// that is not there, or is just being written or checked, is skipped.
+  void retire(std::span<const ChunkId> ids);
+  /// After a power cut a removed chunk may be back.
+  Status remove_retired(std::span<const ChunkId> ids);
+  /// Both.
   Status remove(std::span<const ChunkId> ids);
   ChunkStats stats() const;
 
@@ -98,6 +105,8 @@ class ChunkFiles {
   mutable Mutex mutex_;
   std::condition_variable_any changed_;  // an id was released, a shard was synced
   std::unordered_map<ChunkId, std::uint32_t> sizes_ FM_GUARDED_BY(mutex_);  // durable chunks
+  std::unordered_map<ChunkId, std::uint32_t> retired_
+      FM_GUARDED_BY(mutex_);                                   // durable too, but to be removed
   std::unordered_set<ChunkId> claimed_ FM_GUARDED_BY(mutex_);  // being written, removed
   std::array<Shard, 256> shards_ FM_GUARDED_BY(mutex_);
   std::list<ChunkId> verified_ FM_GUARDED_BY(mutex_);  // least recently first

@@ -33,7 +33,8 @@ Task<Buffer> ChunkStore::get_range(ChunkId id, std::uint64_t offset_bytes, std::
 }
 
 Task<void> ChunkStore::remove(std::vector<ChunkId> ids) {
-  const auto work = [files = files_, ids = std::move(ids)] { return files->remove(ids); };
+  files_->retire(ids);
+  const auto work = [files = files_, ids = std::move(ids)] { return files->remove_retired(ids); };
   return blocking<void>(env_, work);
 }
 

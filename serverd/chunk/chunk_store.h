@@ -24,6 +24,7 @@ class ChunkStore {
   Task<void> put(ChunkId id, Buffer bytes);
   Task<Buffer> get(ChunkId id);
   Task<Buffer> get_range(ChunkId id, std::uint64_t offset_bytes, std::size_t size_bytes);
+  /// has() denies them from the call on, not only once the task runs.
   Task<void> remove(std::vector<ChunkId> ids);
   /// These answer from memory.
   std::vector<bool> has(std::span<const ChunkId> ids) const { return files_->has(ids); }

@@ -36,7 +36,9 @@ void ChunkFetcher::on_referenced(std::span<const ChunkId> ids) {
 }
 
 void ChunkFetcher::on_dropped(std::span<const ChunkId> ids) {
-  const TimePoint when = node_.env.now() + node_.config.chunk_drop_delay;
+  // What was vouched for before this start is forgotten, and may be about to be named.
+  const TimePoint when =
+      std::max(node_.env.now() + node_.config.chunk_drop_delay, node_.started + vouched_for());
   for (const ChunkId& id : ids) {
     to_delete_[id] = when;
     if (const auto it = missing_.find(id); it != missing_.end() && !it->second.busy)
@@ -53,9 +55,9 @@ void ChunkFetcher::repair(ChunkId id) {
   missing_[id].damaged = true;
 }
 
-void ChunkFetcher::vouch(ChunkId id) {
-  vouched_[id] = node_.env.now() + 3 * node_.config.chunk_pin;
-}
+void ChunkFetcher::vouch(ChunkId id) { vouched_[id] = node_.env.now() + vouched_for(); }
+
+Duration ChunkFetcher::vouched_for() const { return 3 * node_.config.chunk_pin; }
 
 asio::awaitable<void> ChunkFetcher::run() {
   while (!node_.stopping) {
@@ -197,6 +199,8 @@ asio::awaitable<void> ChunkFetcher::delete_due() {
     if (*references == 0) unused.push_back(id);
     to_delete_.erase(id);
   }
+  // Since the look at what is vouched for there was no await, and from remove() on the store denies
+  // them: nobody was told, or will be, that one is here which then is not.
   const std::size_t count = unused.size();
   if (auto removed = co_await node_.chunks->remove(std::move(unused)); removed) {
     node_.count("chunks_deleted", count);

@@ -51,6 +51,7 @@ class ChunkFetcher {
   boost::asio::awaitable<void> fetch_one(ChunkId id);
   void start_fetches();
   void expect(ChunkId id);
+  Duration vouched_for() const;
 
   NodeContext& node_;
   std::vector<ChunkId> announced_;  ///< referenced, not yet looked for

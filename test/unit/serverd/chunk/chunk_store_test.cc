@@ -326,5 +326,43 @@ TEST_CASE("ChunkStore: the calls from a coroutine", "[serverd][chunk]") {
   CHECK(good == 6);
 }
 
+TEST_CASE("ChunkStore: a chunk put while its removal is under way is there afterwards",
+          "[serverd][chunk]") {
+  TempDir dir;
+  boost::asio::io_context context;
+  RealEnv env(context.get_executor(), 1);  // one thread: neither may wait for the other
+  ChunkStore store(env, dir.path, kCluster, {});
+  const Bytes bytes = bytes_of(1);
+  const ChunkId id = chunk_id_of(bytes);
+  const auto start = [&](Task<void> task) {
+    boost::asio::co_spawn(context, std::move(task),
+                          [](std::exception_ptr, Result<void> done) { CHECK(done); });
+  };
+  const auto run = [&] {
+    context.restart();
+    context.run();
+  };
+  start(store.start());
+  run();
+  start(store.put(id, Buffer::copy_of(bytes)));
+  run();
+  const bool put_first = GENERATE(false, true);
+  CAPTURE(put_first);
+  auto removal = store.remove({id});
+  CHECK(store.has(std::span(&id, 1)) == std::vector{false});  // before it runs
+  CHECK(store.stats().bytes == 0);
+  auto again = store.put(id, Buffer::copy_of(bytes));
+  start(std::move(put_first ? again : removal));
+  start(std::move(put_first ? removal : again));
+  run();
+  CHECK(store.has(std::span(&id, 1)) == std::vector{true});
+  CHECK(store.stats().bytes == bytes.size());
+  CHECK(fs::exists(file_of(dir.path, id)));
+  CHECK(store.stats().puts == (put_first ? 1 : 2));
+  start(store.remove({id}));
+  run();
+  CHECK_FALSE(fs::exists(file_of(dir.path, id)));
+}
+
 }  // namespace
 }  // namespace fermata::serverd
