@@ -27,14 +27,14 @@ void SessionTable::start_term(const std::vector<SessionId>& live, TimePoint now)
 
 bool SessionTable::opened(SessionId session, TimePoint now) {
   auto& state = sessions_[session];
-  if (state.ending) return false;
+  if (state.ending || state.doomed) return false;
   state.until = std::max(state.until, lease_end(now));
   return true;
 }
 
 bool SessionTable::renew(SessionId session, TimePoint now) {
   const auto it = sessions_.find(session);
-  if (it == sessions_.end() || it->second.ending) return false;
+  if (it == sessions_.end() || it->second.ending || it->second.doomed) return false;
   it->second.until = std::max(it->second.until, lease_end(now));
   return true;
 }
@@ -54,6 +54,15 @@ bool SessionTable::is_ending(SessionId session) const {
 
 void SessionTable::start_ending(SessionId session) {
   if (const auto it = sessions_.find(session); it != sessions_.end()) it->second.ending = true;
+}
+
+bool SessionTable::is_doomed(SessionId session) const {
+  const auto it = sessions_.find(session);
+  return it != sessions_.end() && it->second.doomed;
+}
+
+void SessionTable::doom(SessionId session) {
+  if (const auto it = sessions_.find(session); it != sessions_.end()) it->second.doomed = true;
 }
 
 std::vector<SessionId> SessionTable::due(TimePoint now) {

@@ -5,8 +5,10 @@
 // it, the primary from when it answers, plus a margin for clocks that run at different rates (Gray
 // and Cheriton, "Leases", SOSP 1989): so the client stops trusting its caches before the primary
 // acts on the end. A session found due is *ending* from then on and cannot be renewed: its end goes
-// through the log, and nobody may trust its lease again. A new primary gives every live session a
-// full term, since it knows no better.
+// through the log, and nobody may trust its lease again. A session that must go although its client
+// still renews (it does not answer callbacks) is *doomed*: it is not prolonged any more, and is due
+// when the lease that its client was last granted is over, not before. A new primary gives every
+// live session a full term, since it knows no better.
 //
 // Thread-safety: none; the node's executor. Sans I/O.
 #pragma once
@@ -37,17 +39,20 @@ class SessionTable {
 
   /// This node became primary: `live` are all sessions, each with a full lease from `now`.
   void start_term(const std::vector<SessionId>& live, TimePoint now);
-  /// Registered, or found registered again by its client. False: it is ending.
+  /// Registered, or found registered again by its client. False: it is ending or doomed.
   bool opened(SessionId session, TimePoint now);
-  /// False: unknown here or ending; the lease is not longer than before.
+  /// False: unknown here, ending or doomed; the lease is not longer than before.
   bool renew(SessionId session, TimePoint now);
   /// Its end was applied; its callback channel is returned, for closing.
   std::shared_ptr<Connection> ended(SessionId session);
 
   bool knows(SessionId session) const { return sessions_.contains(session); }
   bool is_ending(SessionId session) const;
-  /// The client asked for its end: as if due.
+  bool is_doomed(SessionId session) const;
+  /// The client itself asked for its end and trusts nothing any more: as if due.
   void start_ending(SessionId session);
+  /// Its lease shall not be prolonged; what was granted still holds.
+  void doom(SessionId session);
   /// Those whose lease is over and those already ending, until ended(). They are ending from here
   /// on.
   std::vector<SessionId> due(TimePoint now);
@@ -72,6 +77,7 @@ class SessionTable {
   struct Session {
     TimePoint until;
     bool ending = false;
+    bool doomed = false;
     std::shared_ptr<Connection> channel;
   };
   TimePoint lease_end(TimePoint now) const;

@@ -16,7 +16,7 @@ constexpr Duration kAttemptTimeout = 3s;
 constexpr Duration kRetryAfter = 20ms;
 }  // namespace
 
-Callbacks::Callbacks(NodeContext& node) : node_(node), impatient_(node.env.executor()) {}
+Callbacks::Callbacks(NodeContext& node) : node_(node) {}
 
 Task<std::set<SessionId>> Callbacks::break_leases(std::map<SessionId, CallbackRequest> requests,
                                                   InodeId asked) {
@@ -55,12 +55,15 @@ asio::awaitable<void> Callbacks::deliver(SessionId session, CallbackRequest requ
   // answer.
   while (node_.serves(term) && node_.sessions.knows(session)) {
     const TimePoint now = node_.env.now();
-    if (now >= patience_ends && !node_.sessions.is_ending(session)) {
-      spdlog::warn("session {}: no answer to a callback for {} ms; the session is ended",
-                   session.value(), (node_.sessions.lease() * 3 / 2) / 1ms);
+    if (now >= patience_ends && !node_.sessions.is_ending(session) &&
+        !node_.sessions.is_doomed(session)) {
+      spdlog::warn(
+          "session {}: no answer to a callback for {} ms; it is not renewed any more and ends with "
+          "its lease in {} ms",
+          session.value(), (node_.sessions.lease() * 3 / 2) / 1ms,
+          node_.sessions.lease_left(session, now) / 1ms);
       node_.count("sessions_ended_for_silence");
-      node_.sessions.start_ending(session);
-      impatient_.notify_all();
+      node_.sessions.doom(session);
     }
     const auto channel = node_.sessions.channel(session);
     if (!channel || !channel->is_open() || node_.sessions.is_ending(session)) {

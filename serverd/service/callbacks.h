@@ -2,7 +2,9 @@
 //
 // Each session's request is sent on the connection that it bound for callbacks, again after a
 // failure, until it is answered or the session has ended. A session that keeps its lease but does
-// not answer within `patience` is ended: else one stuck client could hold up everybody for ever.
+// not answer within one and a half leases is not renewed any more: else one stuck client could hold
+// up everybody for ever. It ends when the lease that it has is over, since until then its client
+// may answer from its caches.
 //
 // Thread-safety: the node's executor.
 #pragma once
@@ -30,8 +32,6 @@ class Callbacks {
 
   void on_session_ended(SessionId session);
   void on_not_serving();
-  /// When the expiry of sessions should look again.
-  Signal& impatient() { return impatient_; }
 
  private:
   /// One break_leases() under way.
@@ -48,7 +48,6 @@ class Callbacks {
   boost::asio::awaitable<void> do_evict(SessionId session, Term term);
 
   NodeContext& node_;
-  Signal impatient_;
   std::vector<std::shared_ptr<Breaking>> breakings_;  // in order of making: the same every run
   std::set<SessionId> evicting_;
 };

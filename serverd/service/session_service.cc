@@ -76,7 +76,8 @@ asio::awaitable<Response> SessionService::open(Request request) {
     if (opening->outcome == Opening::Outcome::kGone) continue;
     if (opening->outcome == Opening::Outcome::kEnding) {
       // The one that this client had is being ended: it shall get a new one.
-      while (node_.serves(term) && node_.sessions.is_ending(session)) {
+      while (node_.serves(term) &&
+             (node_.sessions.is_ending(session) || node_.sessions.is_doomed(session))) {
         if (const std::error_code stop = co_await node_.serving_changed.wait(); stop) {
           co_return failed(Errc::kShuttingDown);
         }
@@ -109,7 +110,8 @@ asio::awaitable<Response> SessionService::renew(Request request) {
   if (auto status = check_session(node_, message->session, message->epoch); !status) {
     co_return failed(status.error());
   }
-  node_.sessions.renew(message->session, node_.env.now());
+  // Its client may count on what it was granted before, and asks again until its end is applied.
+  if (!node_.sessions.renew(message->session, node_.env.now())) co_return failed(Errc::kRetry);
   if (message->given_up_before >= node_.term) node_.leases.given_up(message->session);
   RenewSessionReply reply;
   reply.lease_ms = lease_ms(node_);
@@ -128,6 +130,7 @@ asio::awaitable<Response> SessionService::close(Request request) {
   if (known == node_.epochs.end()) co_return ok();  // over already
   if (known->second != message->epoch) co_return failed(Errc::kStaleEpoch);
   node_.sessions.start_ending(message->session);
+  node_.sessions.bind(message->session, nullptr);  // not to be closed: the answer goes over it
   EndSessionsCommand command;
   command.sessions.push_back(message->session);
   auto result = co_await node_.propose_own(std::move(command));
@@ -203,7 +206,8 @@ asio::awaitable<void> SessionService::expire(Term term) {
 void SessionService::on_sessions_ended(std::span<const SessionId> sessions) {
   for (const SessionId session : sessions) {
     node_.leases.remove_session(session);
-    node_.sessions.ended(session);
+    // Its client shall not wait for its next renewal to see that it must open another.
+    if (const auto channel = node_.sessions.ended(session)) channel->close();
     node_.epochs.erase(session);
     node_.callbacks->on_session_ended(session);
   }

@@ -49,6 +49,26 @@ TEST_CASE("SessionTable: an ending session cannot be renewed or opened until its
   CHECK(table.due(kStart + 11s) == std::vector{kB});
 }
 
+TEST_CASE("SessionTable: a doomed session is not prolonged, and is due only when its lease is over",
+          "[lease]") {
+  SessionTable table;
+  REQUIRE(table.opened(kA, kStart));
+  REQUIRE(table.renew(kA, kStart + 3s));
+  table.doom(kA);
+  CHECK(table.is_doomed(kA));
+  CHECK_FALSE(table.is_ending(kA));
+  CHECK_FALSE(table.renew(kA, kStart + 4s));
+  CHECK_FALSE(table.opened(kA, kStart + 4s));
+  CHECK(
+      table.due(kStart + 13s).empty());  // its client, renewed at 3 s, trusts its caches until now
+  CHECK(table.lease_left(kA, kStart + 13s) == 500ms);
+  CHECK(table.next_due() == kStart + 13s + 500ms);
+  CHECK(table.due(kStart + 13s + 500ms) == std::vector{kA});
+  CHECK(table.is_ending(kA));
+  table.start_term({kA}, kStart + 14s);
+  CHECK(table.renew(kA, kStart + 15s));
+}
+
 TEST_CASE("SessionTable: a new primary gives everybody a full term", "[lease]") {
   SessionTable table;
   REQUIRE(table.opened(kA, kStart));

@@ -237,6 +237,40 @@ TEST_CASE(
   CHECK_FALSE(gone.has_value());
 }
 
+TEST_CASE("cluster: a session that renews but answers no callback ends, not before its lease",
+          "[service]") {
+  const auto now = [] { return std::chrono::steady_clock::now(); };
+  Daemons daemons({"--lease-ms", "1500"});
+  daemons.start_all();
+  Client writer(daemons);
+  Client reader(daemons);
+  REQUIRE(writer.open_session().has_value());
+  REQUIRE(reader.open_session().has_value());
+  const auto file = writer.mutate(create_op("shared"));
+  REQUIRE(file.has_value());
+  REQUIRE(reader.ask<LookupReply>(Method::kLookup, lookup_of(reader, "shared"))->leased);
+  reader.answer_callbacks = false;
+  const auto begun = now();
+  // What becomes of the writer, which waits without renewing, is of no interest here.
+  auto running = std::async(std::launch::async, [&] {
+    return writer.mutate(chmod_op(file->attr->inode, 0600)).has_value();
+  });
+  auto renewed = begun;
+  Status status;
+  while (now() < begun + 15s) {
+    const auto sent = now();
+    status = reader.renew();
+    if (!status && status.error() == Errc::kSessionExpired) break;
+    if (status) renewed = sent;
+    reader.run_for(50ms);
+  }
+  const auto ended = now();
+  CHECK(status.error() == Errc::kSessionExpired);
+  CHECK(ended - renewed >= 1500ms);
+  CHECK(renewed - begun >= 1s);  // it was renewed while there was patience
+  running.get();
+}
+
 TEST_CASE("cluster: a new primary treats old sessions as holders until they have given up",
           "[service]") {
   Daemons daemons;
