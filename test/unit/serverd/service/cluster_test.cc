@@ -271,6 +271,40 @@ TEST_CASE("cluster: a session that renews but answers no callback ends, not befo
   running.get();
 }
 
+TEST_CASE("cluster: sessions expire also after a transfer of the role has failed", "[service]") {
+  const auto now = [] { return std::chrono::steady_clock::now(); };
+  Daemons daemons({"--lease-ms", "1500"});
+  daemons.start_all();
+  Client client(daemons);
+  std::array<std::unique_ptr<Client>, 4> visitors;
+  for (auto& visitor : visitors) {
+    visitor = std::make_unique<Client>(daemons);
+    REQUIRE(visitor->open_session().has_value());
+    visitor->run_for(150ms);
+  }
+  const auto primary = client.primary();
+  REQUIRE(primary);
+  const int dead = *primary % 3 + 1;
+  daemons.kill(dead);
+  // Each transfer to the dead node holds proposals up for an election timeout, half of the time
+  // until it is given up; so one of the sessions at least falls due under one of them.
+  const TransferRequest to{NodeId(static_cast<std::uint32_t>(dead))};
+  for (const auto until = now() + 2500ms; now() < until;) {
+    const auto moved = client.call(Method::kTransferPrimary, encode(to));
+    REQUIRE(moved.has_value());
+    CHECK(moved->error);
+  }
+  CHECK(client.primary() == primary);
+  for (auto& visitor : visitors) {
+    Status status;
+    for (const auto until = now() + 10s; now() < until; visitor->run_for(50ms)) {
+      status = visitor->renew();
+      if (status.has_value() || status.error() == Errc::kSessionExpired) break;
+    }
+    CHECK(status.error() == Errc::kSessionExpired);
+  }
+}
+
 TEST_CASE("cluster: a new primary treats old sessions as holders until they have given up",
           "[service]") {
   Daemons daemons;
