@@ -43,8 +43,10 @@ std::ostream& operator<<(std::ostream& to, Errno error) { return to << name_of(e
 
 void fail_call(const char* call, const char* file, int line) {
   const std::string error = name_of(errno);
-  throw std::runtime_error(std::string(call) + " failed with " + error + " (" + file + ":" +
-                           std::to_string(line) + ")");
+  const char* slash = std::strrchr(file, '/');
+  throw std::runtime_error(std::string(call) + " failed with " + error + " (" +
+                           (slash != nullptr ? slash + 1 : file) + ":" + std::to_string(line) +
+                           ")");
 }
 
 Fd open_fd(const std::string& path, int flags, mode_t mode) {
