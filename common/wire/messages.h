@@ -276,8 +276,9 @@ struct RenameOp {
   std::string new_name;
   enum Flags : std::uint32_t {
     kNoReplace = 1,
-    kExchange = 2
-  };  ///< as renameat2(2); others are EINVAL
+    kExchange = 2,
+    kWhiteout = 4  ///< leaves a character device 0/0 of the caller's under the old name
+  };               ///< as renameat2(2); others are EINVAL
   std::uint32_t flags = 0;
   bool target_open_here = false;  ///< the caller's mount has the replaced file open
   bool operator==(const RenameOp&) const = default;

@@ -161,12 +161,13 @@ Task<void> FileSystem::do_unlink(LoopContext& at, Credentials who, NodeHandle pa
 
 void FileSystem::rename(Ctx ctx, NodeHandle parent, std::string_view name, NodeHandle new_parent,
                         std::string_view new_name, unsigned flags, StatusReply reply) {
-  constexpr unsigned kSupported = RENAME_NOREPLACE | RENAME_EXCHANGE;
-  const bool both = (flags & kSupported) == kSupported;
-  if ((flags & ~kSupported) != 0 || both) return reply.error(EINVAL);
+  constexpr unsigned kSupported = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT;
+  const bool mixed = (flags & RENAME_EXCHANGE) != 0 && flags != RENAME_EXCHANGE;
+  if ((flags & ~kSupported) != 0 || mixed) return reply.error(EINVAL);
   std::uint32_t wire_flags = 0;
   if ((flags & RENAME_NOREPLACE) != 0) wire_flags |= RenameOp::kNoReplace;
   if ((flags & RENAME_EXCHANGE) != 0) wire_flags |= RenameOp::kExchange;
+  if ((flags & RENAME_WHITEOUT) != 0) wire_flags |= RenameOp::kWhiteout;
   auto task = do_rename(at(reply), cred(ctx), parent, std::string(name), new_parent,
                         std::string(new_name), wire_flags);
   run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
@@ -203,7 +204,11 @@ Task<void> FileSystem::do_rename(LoopContext& at, Credentials who, NodeHandle pa
     co_return Status{};
   } else {
     const bool to_leased = same ? reply->parent_leased : reply->new_parent_leased;
-    table_.set_entry(*from, name, InodeId{}, reply->stamp, reply->parent_leased, kOwn);
+    if ((flags & RenameOp::kWhiteout) != 0) {
+      table_.drop_entry(*from, name);  // the answer says nothing of what is there now
+    } else {
+      table_.set_entry(*from, name, InodeId{}, reply->stamp, reply->parent_leased, kOwn);
+    }
     table_.set_entry(*to, new_name, reply->attr->inode, reply->stamp, to_leased, kOwn);
   }
   if (exchanged) {

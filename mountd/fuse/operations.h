@@ -168,7 +168,7 @@ class Operations {
   virtual void rmdir(Ctx, NodeHandle /*parent*/, std::string_view /*name*/, StatusReply reply) {
     reply.error(ENOSYS);
   }
-  /// `flags`: RENAME_NOREPLACE, RENAME_EXCHANGE.
+  /// `flags`: RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT.
   virtual void rename(Ctx, NodeHandle /*parent*/, std::string_view /*name*/,
                       NodeHandle /*new_parent*/, std::string_view /*new_name*/, unsigned /*flags*/,
                       StatusReply reply) {

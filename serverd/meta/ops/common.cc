@@ -36,6 +36,16 @@ Result<InodeRecord> known_inode(Txn& txn, InodeId inode) {
   return std::move(*record);
 }
 
+InodeId next_inode(OpContext& context) {
+  StateRecord& state = context.txn.state();
+  ++state.inodes;
+  return InodeId(state.next_inode++ | std::uint64_t{context.command.volume.value()} << 48);
+}
+
+std::uint32_t group_in(const InodeRecord& parent, std::uint32_t gid) {
+  return parent.mode & kSetGid ? parent.gid : gid;
+}
+
 void touch(InodeRecord& directory, Timestamp now) {
   directory.mtime = now;
   directory.ctime = now;

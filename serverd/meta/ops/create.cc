@@ -32,11 +32,8 @@ InodeRecord new_inode(const OpContext& context, const CreateOp& op, const InodeR
   record.mode = op.type == FileType::kSymlink ? 0777 : op.mode & 07777;
   record.nlink = directory ? 2 : 1;
   record.uid = op.uid;
-  record.gid = op.gid;
-  if (parent.mode & kSetGid) {
-    record.gid = parent.gid;
-    if (directory) record.mode |= kSetGid;
-  }
+  record.gid = group_in(parent, op.gid);
+  if (directory && parent.mode & kSetGid) record.mode |= kSetGid;
   if (op.type == FileType::kCharDevice || op.type == FileType::kBlockDevice) record.rdev = op.rdev;
   if (op.type == FileType::kSymlink) {
     record.symlink_target = op.symlink_target;
@@ -62,9 +59,7 @@ Outcome apply_op(OpContext& context, const CreateOp& op) {
   const bool is_directory = op.type == FileType::kDirectory;
   if (is_directory && parent.nlink >= kDirectoryLinksMax) return refuse(std::errc::too_many_links);
 
-  StateRecord& state = txn.state();
-  const InodeId inode(state.next_inode++ | std::uint64_t{context.command.volume.value()} << 48);
-  ++state.inodes;
+  const InodeId inode = next_inode(context);
   FM_CHECK(txn.put_inode(inode, new_inode(context, op, parent)));
   FM_CHECK(txn.put_dentry(op.parent, {.name = op.name,
                                       .inode = inode,

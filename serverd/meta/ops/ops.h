@@ -71,6 +71,11 @@ std::error_code check_name(std::string_view name);
 /// An inode that a dentry or caller names must be there: kCorruptStore otherwise.
 Result<InodeRecord> known_inode(Txn& txn, InodeId inode);
 
+/// The id of an inode about to be made, which is counted.
+InodeId next_inode(OpContext& context);
+/// The group of what somebody of group `gid` makes in `parent`: the directory's own if it is
+/// setgid.
+std::uint32_t group_in(const InodeRecord& parent, std::uint32_t gid);
 /// After entries of `directory` changed: mtime and ctime.
 void touch(InodeRecord& directory, Timestamp now);
 /// As a write or chown by one without CAP_FSETID: setuid, and setgid where the group may execute.

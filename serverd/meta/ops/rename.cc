@@ -1,4 +1,4 @@
-// renameat2(2) with RENAME_NOREPLACE and RENAME_EXCHANGE.
+// renameat2(2) with RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT.
 #include "serverd/meta/ops/ops.h"
 
 namespace fermata::serverd {
@@ -61,6 +61,20 @@ Outcome exchange(OpContext& context, Parents& parents, Dirent source, Dirent tar
   return result;
 }
 
+/// What overlay filesystems take for "there is nothing here": device 0/0 in the old name's place.
+Status put_whiteout(OpContext& context, Parents& parents, Dirent entry) {
+  InodeRecord record;
+  record.type = FileType::kCharDevice;
+  record.nlink = 1;
+  record.uid = context.command.cred.uid;
+  record.gid = group_in(parents.from(), context.command.cred.gid);
+  record.atime = record.mtime = record.ctime = record.btime = context.now();
+  entry.inode = next_inode(context);
+  entry.type = record.type;
+  FM_CHECK(context.txn.put_inode(entry.inode, std::move(record)));
+  return context.txn.put_dentry(parents.old_id, std::move(entry));
+}
+
 Outcome move(OpContext& context, const RenameOp& op, Parents& parents, const Dirent& source,
              const std::optional<Dirent>& target) {
   Txn& txn = context.txn;
@@ -89,8 +103,12 @@ Outcome move(OpContext& context, const RenameOp& op, Parents& parents, const Dir
     if (!replaced) ++parents.to().nlink;  // a replaced one was counted there
   }
   FM_CHECK(txn.put_inode(source.inode, std::move(moved)));
-  FM_CHECK(txn.erase_dentry(parents.old_id, source));
-  --parents.from().entries;
+  if (op.flags & RenameOp::kWhiteout) {
+    FM_CHECK(put_whiteout(context, parents, source));
+  } else {
+    FM_CHECK(txn.erase_dentry(parents.old_id, source));
+    --parents.from().entries;
+  }
   Dirent entry{.name = op.new_name,
                .inode = source.inode,
                .type = source.type,
@@ -115,8 +133,8 @@ Outcome apply_op(OpContext& context, const RenameOp& op) {
   Txn& txn = context.txn;
   const bool no_replace = op.flags & RenameOp::kNoReplace;
   const bool exchanges = op.flags & RenameOp::kExchange;
-  if ((op.flags & ~std::uint32_t{RenameOp::kNoReplace | RenameOp::kExchange}) ||
-      (no_replace && exchanges))
+  constexpr std::uint32_t kKnown = RenameOp::kNoReplace | RenameOp::kExchange | RenameOp::kWhiteout;
+  if ((op.flags & ~kKnown) || (exchanges && op.flags != RenameOp::kExchange))
     return refuse(std::errc::invalid_argument);
   FM_TRY(auto from, live_directory(txn, op.parent));
   if (from.refusal) return refuse(from.refusal);

@@ -103,6 +103,31 @@ TEST_CASE_METHOD(World, "Namespace: rename", "[serverd][meta]") {
   CHECK(d.see(kRootInode, "c") == f);
 }
 
+TEST_CASE_METHOD(World, "Namespace: rename leaves a whiteout when asked to", "[serverd][meta]") {
+  const InodeId a = d.mkdir(kRootInode, "a", 02755).inode;
+  const InodeId f = d.create(a, "f").inode;
+  const InodeId g = d.create(kRootInode, "g").inode;
+  REFUSED(d.rename(a, "f", kRootInode, "g", RenameOp::kWhiteout | RenameOp::kNoReplace),
+          file_exists);
+  REFUSED(d.rename(a, "f", kRootInode, "g", RenameOp::kWhiteout | RenameOp::kExchange),
+          invalid_argument);
+  const auto before = d.ns->readdir(a, Cookie(), 10)->entries.at(0);
+  const auto moved = d.rename(a, "f", kRootInode, "g", RenameOp::kWhiteout);
+  CHECK(moved.inode == f);
+  CHECK(moved.removed == g);
+  CHECK(d.see(kRootInode, "g") == f);
+  const auto after = d.ns->readdir(a, Cookie(), 10)->entries.at(0);
+  CHECK(after.cookie == before.cookie);  // a listing that goes on meets it where the file was
+  CHECK(after.type == FileType::kCharDevice);
+  const Attr whiteout = *d.ns->attr(d.see(a, "f"));
+  CHECK(whiteout.type == FileType::kCharDevice);
+  CHECK(whiteout.rdev == 0);
+  CHECK(whiteout.mode == 0);
+  CHECK(whiteout.nlink == 1);
+  CHECK(whiteout.gid == d.ns->attr(a)->gid);
+  CHECK(d.ns->counters().inodes == 4);  // the root, a, f and the whiteout
+}
+
 TEST_CASE_METHOD(World, "Namespace: what the primary saw must still be so", "[serverd][meta]") {
   d.create(kRootInode, "f");
   const InodeId g = d.create(kRootInode, "g").inode;
