@@ -153,7 +153,7 @@ std::int64_t to_ns(const timespec& time) {
 void tick() {
   timespec start{};
   timespec now{};
-  ::clock_gettime(CLOCK_REALTIME_COARSE, &start);
+  ::clock_gettime(CLOCK_REALTIME, &start);
   do {
     const timespec pause{0, 1'000'000};
     ::nanosleep(&pause, nullptr);

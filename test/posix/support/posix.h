@@ -95,7 +95,7 @@ bool exists(const std::string& path);
 std::vector<std::string> names_in(const std::string& path);
 std::string working_directory();
 
-/// Waits until the clock that stamps files has moved on.
+/// Waits until the clock that stamps files, which moves in steps and lags, is past the present.
 void tick();
 std::int64_t to_ns(const timespec& time);
 
