@@ -67,6 +67,10 @@ void overlay_backing(struct stat& to, const BackingStat& backing, std::int64_t m
   }
 }
 
+bool means_gone(std::error_code error) {
+  return error == std::errc::no_such_file_or_directory || error == from_errno(ESTALE);
+}
+
 Timestamp from_ns(std::int64_t ns) {
   std::int64_t seconds = ns / 1'000'000'000;
   std::int64_t rest = ns % 1'000'000'000;

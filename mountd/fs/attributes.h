@@ -17,6 +17,9 @@ struct stat to_stat(const Attr& attr);
 /// Puts what the backing file knows better over `to`: size, allocation, and the mtime if it moved.
 void overlay_backing(struct stat& to, const BackingStat& backing, std::int64_t mtime_base_ns);
 
+/// Of an answer about an inode: it has been removed.
+bool means_gone(std::error_code error);
+
 constexpr std::int64_t to_ns(const Timestamp& time) {
   return time.seconds * 1'000'000'000 + time.nanoseconds;
 }

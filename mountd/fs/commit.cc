@@ -16,10 +16,6 @@ namespace fermata::mountd {
 namespace asio = boost::asio;
 namespace {
 constexpr auto kAnswerOk = [](StatusReply& to) { to.ok(); };
-
-bool means_gone(std::error_code error) {
-  return error == std::errc::no_such_file_or_directory || error == from_errno(ESTALE);
-}
 }  // namespace
 
 // True without I/O on the disk only: a tracked copy knows.

@@ -95,9 +95,7 @@ Task<void> FileSystem::load_window(LoopContext& at, Credentials who, NodeHandle 
   while (!end && listing->items.size() < kWindowMax) {
     auto page = co_await at.client->readdir(who, *directory, after, kPageBytes, plus);
     if (!page) {
-      const bool gone = page.error() == std::errc::no_such_file_or_directory ||
-                        page.error() == from_errno(ESTALE);
-      if (!gone) co_return page.error();
+      if (!means_gone(page.error())) co_return page.error();
       leased = false;  // removed while open: it lists as empty
       break;
     }

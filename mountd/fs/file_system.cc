@@ -222,22 +222,25 @@ void FileSystem::unhold(const FilePtr& file) {
   }
 }
 
-// Moves the copy and its backing id out; the id is closed when no table lock is held.
-void FileSystem::detach_copy(const FilePtr& file) {
+// Moves the copy and its backing id out, unless somebody has just opened it: an open that the
+// kernel is told of may not lose its backing id. The id is closed when no table lock is held.
+bool FileSystem::detach_copy(const FilePtr& file) {
   CachePin copy;
   std::int32_t backing = 0;
   {
     MutexLock lock(file->mutex);
+    if (file->opens != 0) return false;
     std::swap(copy, file->copy);
     std::swap(backing, file->backing_id);
     file->fill.reset();
   }
   FuseSession* fuse = fuse_.load();
   if (backing > 0 && fuse != nullptr) (void)fuse->close_backing(backing);
+  return true;
 }
 
 void FileSystem::teardown(const FilePtr& file) {
-  detach_copy(file);
+  (void)detach_copy(file);
   MutexLock lock(idle_mutex_);
   if (file->idle_place) idle_.erase(*std::exchange(file->idle_place, std::nullopt));
 }
@@ -319,15 +322,18 @@ Task<NodeTable::View> FileSystem::fresh_view(LoopContext& at, Credentials who, N
     view->attr_valid = view->attr_valid && answer->leased;
     co_return *view;
   }
-  const bool gone = answer.error() == std::errc::no_such_file_or_directory ||
-                    answer.error() == from_errno(ESTALE);
-  if (gone && view->attr_known && view->file && view->file->holds.load() != 0) {
-    view->attr.nlink = 0;  // open here, removed elsewhere
-    view->attr_valid = false;
+  if (means_gone(answer.error()) && view->attr_known) {
+    table_.note_gone(view->inode);  // open here, or somebody's working directory
+    view->attr.nlink = 0;
     co_return *view;
   }
-  if (gone) co_return from_errno(ESTALE);
-  co_return answer.error();
+  co_return stale_if_gone(view->inode, answer.error());
+}
+
+std::error_code FileSystem::stale_if_gone(InodeId inode, std::error_code error) {
+  if (!means_gone(error)) return error;
+  table_.distrust(inode);
+  return from_errno(ESTALE);
 }
 
 void FileSystem::getattr(Ctx ctx, NodeHandle node, std::optional<std::uint64_t>, AttrReply reply) {
@@ -384,7 +390,9 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
   const bool wanted = op.mode || op.uid || op.gid || op.atime || op.mtime || op.atime_now ||
                       op.mtime_now || op.clear_suid_sgid;
   if (wanted) {
-    FM_CO_TRY(const auto reply, co_await at.client->mutate(who, op));
+    const auto answer = co_await at.client->mutate(who, op);
+    if (!answer) co_return stale_if_gone(view.inode, answer.error());
+    const MutationReply& reply = *answer;
     if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
     if (reply.attr && view.file && set.has(kSetMtime)) {
       const FilePtr file = view.file;

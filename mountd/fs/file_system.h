@@ -194,6 +194,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Timeout attr_timeout(const View& view);
   Timeout entry_timeout(bool leased);
   Timeout lease_left() const;
+  /// What to answer to a request that met `error` asking for an inode. If it is gone: ESTALE, which
+  /// makes the kernel look its name up again, here from what the cluster says.
+  std::error_code stale_if_gone(InodeId inode, std::error_code error);
   Task<View> fresh_view(LoopContext& at, Credentials who, NodeHandle node);
   Task<Entry> do_lookup(LoopContext& at, Credentials who, NodeHandle parent, std::string name);
   Task<AttrReplyValue> do_getattr(LoopContext& at, Credentials who, NodeHandle node);
@@ -209,7 +212,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   awaitable<View> bind(LoopContext& at, const Attr attr, Stamp stamp, bool leased);
   void unhold(const FilePtr& file);
   void teardown(const FilePtr& file);
-  void detach_copy(const FilePtr& file);
+  bool detach_copy(const FilePtr& file);
   void note_idle(const FilePtr& file);
   FilePtr take_oldest_idle() FM_REQUIRES(idle_mutex_);
   /// Detaches the file's copy if it is idle and clean; returns its size.
@@ -227,7 +230,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<void> do_rename(LoopContext& at, Credentials who, NodeHandle parent, std::string name,
                        NodeHandle new_parent, std::string new_name, std::uint32_t flags);
   void apply_parents(const MutationReply& reply);
-  void apply_removed(const MutationReply& reply);
+  void apply_removed(const MutationReply& reply, InodeId expected);
   /// The inode has no name left and is not open here: nobody can want its copies.
   void discard_copies(InodeId inode);
   void release_orphan(InodeId inode);

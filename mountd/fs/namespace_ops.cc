@@ -19,8 +19,11 @@ void FileSystem::apply_parents(const MutationReply& reply) {
 }
 
 // What lost a name: if it was the last and nobody here has it open, the cluster need not keep it.
-void FileSystem::apply_removed(const MutationReply& reply) {
-  if (!reply.removed) return;
+void FileSystem::apply_removed(const MutationReply& reply, InodeId expected) {
+  if (!reply.removed) {
+    if (expected) table_.distrust(expected);  // gone, if it was that
+    return;
+  }
   table_.apply(*reply.removed, reply.stamp, reply.removed_leased);
   const bool orphan = reply.removed->nlink == 0 && reply.removed->type == FileType::kRegular;
   if (orphan && !file_in_use(reply.removed->inode)) discard_copies(reply.removed->inode);
@@ -30,7 +33,7 @@ void FileSystem::discard_copies(InodeId inode) {
   for (const FilePtr& file : table_.files_of(inode)) {
     const bool idle = table_.if_idle(*file, [&] { file->sticky = false; });
     if (!idle) return;
-    detach_copy(file);
+    (void)detach_copy(file);
     if (const auto removed = table_.reap(file->node)) teardown(removed);
   }
   for (const CachePin& copy : store_->copies_of(inode)) {
@@ -109,7 +112,14 @@ Task<Entry> FileSystem::do_link(LoopContext& at, Credentials who, NodeHandle nod
   const auto directory = table_.inode_of(parent);
   if (!inode || !directory) co_return from_errno(ESTALE);
   Mutation op = LinkOp{*inode, *directory, name};
-  FM_CO_TRY(const auto reply, co_await at.client->mutate(who, std::move(op)));
+  const auto answer = co_await at.client->mutate(who, std::move(op));
+  if (!answer) {
+    // The file or the directory: one that is leased is there.
+    const auto in = table_.find(parent);
+    if (in && in->attr_valid) co_return stale_if_gone(*inode, answer.error());
+    co_return answer.error();
+  }
+  const MutationReply& reply = *answer;
   if (!reply.attr) co_return std::errc::io_error;
   apply_parents(reply);
   const auto view = co_await bind(at, *reply.attr, reply.stamp, reply.leased);
@@ -151,7 +161,7 @@ Task<void> FileSystem::do_unlink(LoopContext& at, Credentials who, NodeHandle pa
   }
   apply_parents(*reply);
   table_.set_entry(*in, name, InodeId{}, reply->stamp, reply->parent_leased, kOwn);
-  apply_removed(*reply);
+  apply_removed(*reply, child);
   if (open_here && reply->removed && reply->removed->nlink == 0 &&
       !file_in_use(reply->removed->inode)) {
     release_orphan(reply->removed->inode);
@@ -215,7 +225,7 @@ Task<void> FileSystem::do_rename(LoopContext& at, Credentials who, NodeHandle pa
     // Its attributes changed too, and our lease on them was not called back.
     if (reply->removed) table_.apply(*reply->removed, reply->stamp, reply->removed_leased);
   } else {
-    apply_removed(*reply);
+    apply_removed(*reply, target);
     if (told_open && reply->removed && reply->removed->nlink == 0 &&
         !file_in_use(reply->removed->inode)) {
       release_orphan(reply->removed->inode);

@@ -69,7 +69,7 @@ void NodeTable::trim() {
 }
 
 bool NodeTable::attr_valid(const Inode& of) const {
-  return of.known && of.leased && session_.lease_holds(of.stamp);
+  return of.gone || (of.known && of.leased && session_.lease_holds(of.stamp));
 }
 
 void NodeTable::apply_locked(Inode& to, const Attr& attr, Stamp stamp, bool leased) {
@@ -83,6 +83,19 @@ void NodeTable::apply_locked(Inode& to, const Attr& attr, Stamp stamp, bool leas
 void NodeTable::apply(const Attr& attr, Stamp stamp, bool leased) {
   MutexLock lock(mutex_);
   apply_locked(inode(attr.inode), attr, stamp, leased);
+}
+
+void NodeTable::distrust(InodeId id) {
+  MutexLock lock(mutex_);
+  if (Inode* of = peek_inode(id)) of->leased = false;
+}
+
+void NodeTable::note_gone(InodeId id) {
+  MutexLock lock(mutex_);
+  Inode* of = peek_inode(id);
+  if (of == nullptr || !of->known) return;
+  of->gone = true;
+  of->attr.nlink = 0;
 }
 
 // -------------------------------------------------------------------------------------- nodes
@@ -263,7 +276,7 @@ NodeTable::Found NodeTable::lookup(InodeId parent, std::string_view name) {
     return out;
   }
   Inode* of = peek_inode(entry->second.child);
-  if (of == nullptr || !attr_valid(*of)) return out;
+  if (of == nullptr || of->gone || !attr_valid(*of)) return out;
   Node* node = settled_node(*of);
   if (node == nullptr) return out;
   ++node->lookups;

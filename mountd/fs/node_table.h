@@ -72,6 +72,10 @@ class NodeTable {
   // --- what answers say --------------------------------------------------------------------------
   /// Takes the attributes if they are newer than those known.
   void apply(const Attr& attr, Stamp stamp, bool leased);
+  /// The inode is known to have changed, or to be gone: it is asked for again.
+  void distrust(InodeId inode);
+  /// The inode is gone from the cluster for good: what is known of it stays valid, with no link.
+  void note_gone(InodeId inode);
   /// apply(), then the inode's newest node, made if need be, with one more kernel lookup.
   View bind(const Attr& attr, Stamp stamp, bool leased);
   /// The same without counting a lookup: a node kept alive by its own holds.
@@ -189,6 +193,7 @@ class NodeTable {
     InodeId id;
     bool known = false;   // `attr` has been set
     bool leased = false;  // and not called back since
+    bool gone = false;    // at the cluster too: an id is not used again
     Attr attr;
     Stamp stamp;
     Stamp called_back;

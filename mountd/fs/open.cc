@@ -126,17 +126,19 @@ Task<void> FileSystem::attach_content(LoopContext& at, Credentials who, NodeHand
     if (view->attr_known && !copy) copy = store_->find(file->inode, attr.version);
     FileContent content;
     if (!view->attr_valid && !need_content) {
-      FM_CO_TRY(const auto answer, co_await at.client->getattr(who, file->inode));
-      attr = answer.attr;
+      const auto answer = co_await at.client->getattr(who, file->inode);
+      if (!answer) co_return stale_if_gone(file->inode, answer.error());
+      attr = answer->attr;
       co_await settle_lineage(at, attr);
-      table_.apply(attr, answer.stamp, answer.leased);
+      table_.apply(attr, answer->stamp, answer->leased);
     } else if (!view->attr_valid || (need_content && !copy && attr.size_bytes != 0)) {
       const Version have = copy ? copy->base() : Version{};
-      FM_CO_TRY(auto answer, co_await at.client->open(who, file->inode, have));
-      attr = answer.attr;
-      content = std::move(answer.content);
+      auto answer = co_await at.client->open(who, file->inode, have);
+      if (!answer) co_return stale_if_gone(file->inode, answer.error());
+      attr = answer->attr;
+      content = std::move(answer->content);
       co_await settle_lineage(at, attr);
-      table_.apply(attr, answer.stamp, answer.leased);
+      table_.apply(attr, answer->stamp, answer->leased);
     }
     if (file->sticky.load()) co_return fermata::Status{};
     const auto now = table_.find(node);
@@ -516,12 +518,10 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
     if (!pass || file->writers.load() != 0) co_return;
     CachePin copy;
     bool passthrough = false;
-    bool open = false;
     {
       MutexLock lock(file->mutex);
       copy = file->copy;
       passthrough = file->mode == IoMode::kPassthrough;
-      open = file->opens != 0;
     }
     if (!copy) co_return;
     const auto job = [copy, passthrough]() -> Result<Probe> {
@@ -562,9 +562,8 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
     const auto view = table_.find(file->node);
     const bool unlinked = view && view->attr_known && view->attr.nlink == 0;
     if (unlinked) {
-      if (!open && !users) {
+      if (!users && detach_copy(file)) {
         release_orphan(file->inode);
-        detach_copy(file);
         file->sticky = false;
         copy->discard();
       }

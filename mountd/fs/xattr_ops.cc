@@ -7,8 +7,14 @@ namespace fermata::mountd {
 namespace {
 
 // ACLs are not enforced by default_permissions, so they are refused rather than stored and ignored.
-bool supported(std::string_view name) {
-  return name.starts_with("user.") || name.starts_with("trusted.") || name.starts_with("security.");
+constexpr std::string_view kPrefixes[] = {"user.", "trusted.", "security."};
+
+/// 0, or the errno of a name that no file has. Who may use which namespace is the kernel's to say.
+int error_of(std::string_view name) {
+  for (const auto prefix : kPrefixes) {
+    if (name.starts_with(prefix)) return name == prefix ? EINVAL : 0;
+  }
+  return EOPNOTSUPP;
 }
 
 constexpr auto kAnswerText = [](XattrReply& to, const std::string& value) {
@@ -16,9 +22,11 @@ constexpr auto kAnswerText = [](XattrReply& to, const std::string& value) {
 };
 constexpr auto kAnswerOk = [](StatusReply& to) { to.ok(); };
 
-std::string names_of(const NodeTable::Xattrs& xattrs) {
+/// As listxattr(2) answers, which shows trusted names to root only.
+std::string names_of(const NodeTable::Xattrs& xattrs, bool root) {
   std::string out;
   for (const auto& [name, value] : xattrs) {
+    if (!root && name.starts_with("trusted.")) continue;
     out += name;
     out += '\0';
   }
@@ -33,14 +41,15 @@ Task<std::shared_ptr<const NodeTable::Xattrs>> FileSystem::all_xattrs(LoopContex
   const auto inode = table_.inode_of(node);
   if (!inode) co_return from_errno(ESTALE);
   if (auto cached = table_.xattrs(*inode)) co_return cached;
-  FM_CO_TRY(auto answer, co_await at.client->getxattrs(who, *inode));
-  auto all = std::make_shared<const NodeTable::Xattrs>(answer.xattrs);
-  table_.set_xattrs(*inode, std::move(answer.xattrs), answer.stamp, answer.leased);
+  auto answer = co_await at.client->getxattrs(who, *inode);
+  if (!answer) co_return stale_if_gone(*inode, answer.error());
+  auto all = std::make_shared<const NodeTable::Xattrs>(answer->xattrs);
+  table_.set_xattrs(*inode, std::move(answer->xattrs), answer->stamp, answer->leased);
   co_return all;
 }
 
 void FileSystem::getxattr(Ctx ctx, NodeHandle node, std::string_view name, XattrReply reply) {
-  if (!supported(name)) return reply.error(EOPNOTSUPP);
+  if (const int error = error_of(name)) return reply.error(error);
   const auto inode = table_.inode_of(node);
   if (!inode) return reply.error(ESTALE);
   if (const auto cached = table_.xattrs(*inode)) {
@@ -63,20 +72,22 @@ Task<std::string> FileSystem::do_getxattr(LoopContext& at, Credentials who, Node
 void FileSystem::listxattr(Ctx ctx, NodeHandle node, XattrReply reply) {
   const auto inode = table_.inode_of(node);
   if (!inode) return reply.error(ESTALE);
-  if (const auto cached = table_.xattrs(*inode)) return reply.value(as_bytes(names_of(*cached)));
+  if (const auto cached = table_.xattrs(*inode)) {
+    return reply.value(as_bytes(names_of(*cached, ctx.uid == 0)));
+  }
   auto task = do_listxattr(at(reply), cred(ctx), node);
   run_request(ctx, std::move(reply), std::move(task), kAnswerText);
 }
 
 Task<std::string> FileSystem::do_listxattr(LoopContext& at, Credentials who, NodeHandle node) {
   FM_CO_TRY(const auto all, co_await all_xattrs(at, who, node));
-  co_return names_of(*all);
+  co_return names_of(*all, who.uid == 0);
 }
 
 void FileSystem::setxattr(Ctx ctx, NodeHandle node, std::string_view name, ByteView value,
                           int flags, StatusReply reply) {
   if (options_.read_only) return reply.error(EROFS);
-  if (!supported(name)) return reply.error(EOPNOTSUPP);
+  if (const int error = error_of(name)) return reply.error(error);
   if (name.size() > kXattrNameMax) return reply.error(ERANGE);
   if (value.size() > kXattrValueMax) return reply.error(E2BIG);
   std::uint32_t wire_flags = 0;
@@ -92,7 +103,9 @@ Task<void> FileSystem::do_setxattr(LoopContext& at, Credentials who, NodeHandle 
   const auto inode = table_.inode_of(node);
   if (!inode) co_return from_errno(ESTALE);
   Mutation op = SetXattrOp{*inode, name, value, flags};
-  FM_CO_TRY(const auto reply, co_await at.client->mutate(who, std::move(op)));
+  const auto answer = co_await at.client->mutate(who, std::move(op));
+  if (!answer) co_return stale_if_gone(*inode, answer.error());
+  const MutationReply& reply = *answer;
   if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
   table_.change_xattr(*inode, name, std::move(value), reply.stamp, reply.leased);
   co_return fermata::Status{};
@@ -100,7 +113,7 @@ Task<void> FileSystem::do_setxattr(LoopContext& at, Credentials who, NodeHandle 
 
 void FileSystem::removexattr(Ctx ctx, NodeHandle node, std::string_view name, StatusReply reply) {
   if (options_.read_only) return reply.error(EROFS);
-  if (!supported(name)) return reply.error(EOPNOTSUPP);
+  if (const int error = error_of(name)) return reply.error(error);
   auto task = do_removexattr(at(reply), cred(ctx), node, std::string(name));
   run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
 }
@@ -110,7 +123,9 @@ Task<void> FileSystem::do_removexattr(LoopContext& at, Credentials who, NodeHand
   const auto inode = table_.inode_of(node);
   if (!inode) co_return from_errno(ESTALE);
   Mutation op = RemoveXattrOp{*inode, name};
-  FM_CO_TRY(const auto reply, co_await at.client->mutate(who, std::move(op)));
+  const auto answer = co_await at.client->mutate(who, std::move(op));
+  if (!answer) co_return stale_if_gone(*inode, answer.error());
+  const MutationReply& reply = *answer;
   if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
   table_.change_xattr(*inode, name, std::nullopt, reply.stamp, reply.leased);
   co_return fermata::Status{};
