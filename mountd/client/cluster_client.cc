@@ -230,8 +230,6 @@ Task<MutationReply> ClusterClient::mutate(Credentials cred, Mutation op, Buffer 
             "session {} ended while a change was under way: whether it was carried out is unknown",
             request.session.value());
         router->map().report_lost(request.session);
-        // Not ESTALE: the kernel would carry out most changes once more by itself.
-        if (!std::holds_alternative<CommitOp>(op)) co_return std::errc::io_error;
         co_return Errc::kSessionExpired;
       }
       FM_CO_CHECK(co_await router->wait_for_session(request.session));

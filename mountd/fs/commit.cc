@@ -236,7 +236,7 @@ Task<void> FileSystem::refused(LoopContext& at, FilePtr file, CachePin copy,
     table_.apply(now.attr, now.stamp, now.leased);
     if (now.attr.version == copy->base()) co_return Errc::kRetry;
     FM_CO_CHECK(co_await set_aside(at, file, copy, "the session was over and others wrote"));
-    co_return error;
+    co_return from_errno(ESTALE);
   }
   if (means_gone(error)) {
     const Credentials nobody;

@@ -30,8 +30,11 @@ struct AttrReplyValue {
   Timeout timeout{0};
 };
 
+/// What the caller is told. A change whose session ended before its answer came may have been
+/// carried out: that is EIO and not ESTALE, after which the kernel would carry it out once more.
 inline std::error_code as_interrupt(std::error_code error) {
-  return error == std::errc::operation_canceled ? from_errno(EINTR) : error;
+  if (error == std::errc::operation_canceled) return from_errno(EINTR);
+  return error == Errc::kSessionExpired ? from_errno(EIO) : error;
 }
 
 /// Cancelled operations return errors instead of throwing from here on.
