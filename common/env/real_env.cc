@@ -16,7 +16,12 @@
 namespace fermata {
 namespace asio = boost::asio;
 
-TimePoint RealClock::now() const { return std::chrono::steady_clock::now(); }
+/// Not the steady clock, which stands still while the machine sleeps: a lease runs out meanwhile.
+TimePoint RealClock::now() const {
+  timespec now{};
+  FM_ASSERT(::clock_gettime(CLOCK_BOOTTIME, &now) == 0);
+  return TimePoint(std::chrono::seconds(now.tv_sec) + std::chrono::nanoseconds(now.tv_nsec));
+}
 
 std::int64_t RealClock::wall_ns() const {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -59,7 +64,7 @@ asio::any_io_executor RealEnv::executor() { return impl_->executor; }
 
 asio::awaitable<std::error_code> RealEnv::sleep_until(TimePoint when) {
   asio::steady_timer timer(impl_->executor);
-  timer.expires_at(std::chrono::time_point_cast<asio::steady_timer::duration>(when));
+  timer.expires_after(when - impl_->clock.now());  // the timer's clock is another one
   const auto [error] = co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
   co_return std::error_code(error);
 }
