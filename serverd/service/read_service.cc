@@ -98,6 +98,7 @@ asio::awaitable<Response> ReadService::readdir(Request request) {
       if (message->with_attributes) {
         auto attr = node_.ns->attr(dirent.inode);
         if (!attr) co_return failed(attr.error());
+        used += attr->symlink_target.size();  // may pass the budget by one target, no more
         entry.attr = std::move(*attr);
         entry.leased = node_.leases.grant(session, dirent.inode);
       }
