@@ -147,6 +147,12 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight) {
   auto plan = plan_mutation(*node_.ns, request.session, request.op);
   if (!plan) co_return refused(plan.error());
   if (plan->found) {
+    // As an open (ReadService::open): who takes the last link has asked already who has it open.
+    if (node_.leases.losing_last_link(plan->found)) {
+      if (const auto error = co_await links_freed_.wait()) co_return error;
+      co_return Errc::kRetry;
+    }
+    node_.leases.opened(request.session, plan->found, false);  // seen by whoever asks from here on
     CommandResult found;
     found.inode = plan->found;
     co_return found;
