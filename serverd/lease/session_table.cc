@@ -105,6 +105,19 @@ void SessionTable::unbind(const Connection* connection) {
 
 std::shared_ptr<Connection> SessionTable::channel(SessionId session) const {
   const auto it = sessions_.find(session);
+std::vector<std::shared_ptr<Connection>> SessionTable::take_channels() {
+  std::vector<std::shared_ptr<Connection>> channels;
+  for (auto& [id, session] : sessions_) {
+    if (session.channel) channels.push_back(std::move(session.channel));
+  }
+  return channels;
+}
+
+Duration SessionTable::lease(SessionId session) const {
+  const auto it = sessions_.find(session);
+  return it == sessions_.end() ? options_.lease : it->second.lease;
+}
+
   return it == sessions_.end() ? nullptr : it->second.channel;
 }
 

@@ -72,6 +72,8 @@ class SessionTable {
   std::vector<SessionId> all() const;
   std::size_t size() const { return sessions_.size(); }
   Duration lease() const { return options_.lease; }
+  /// All of them, for closing; no session is bound any more.
+  std::vector<std::shared_ptr<Connection>> take_channels();
 
  private:
   struct Session {

@@ -147,6 +147,9 @@ void Node::Impl::stop_serving() {
   spdlog::info("node {}: no longer primary of term {}", node.config.self.value(),
                node.term.value());
   node.serving = false;
+  // At once, so that clients look for the next primary and bind their callbacks to it: it treats
+  // them as holders of everything until they have, and mutations wait for that.
+  for (const auto& channel : node.sessions.take_channels()) channel->close();
   callbacks.on_not_serving();
   node.serving_changed.notify_all();
 }
