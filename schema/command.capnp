@@ -23,7 +23,7 @@ struct Command {
     dropChunks @13 :Data;               # 33 bytes each
   }
   struct Bootstrap { cluster @0 :Data; rootUid @1 :UInt32; rootGid @2 :UInt32; rootMode @3 :UInt32; }
-  struct OpenSession { clientId @0 :Text; host @1 :Text; mountPoint @2 :Text; }
+  struct OpenSession { clientId @0 :Text; host @1 :Text; mountPoint @2 :Text; leaseMs @3 :UInt32; }
   struct Mutate {
     op @0 :N.Mutation;
     payload @1 :Data;

@@ -25,6 +25,7 @@ struct BodyWriter {
     b.setClientId(body.client_id);
     b.setHost(body.host);
     b.setMountPoint(body.mount_point);
+    b.setLeaseMs(body.lease_ms);
   }
   void operator()(const EndSessionsCommand& body) {
     wire::write_ids(out.initEndSessions(static_cast<unsigned>(body.sessions.size())),
@@ -63,6 +64,7 @@ Result<OpenSessionCommand> read_open_session(schema::Command::OpenSession::Reade
   FM_TRY(body.client_id, wire::read_text(in.getClientId(), 64));
   FM_TRY(body.host, wire::read_text(in.getHost(), 255));
   FM_TRY(body.mount_point, wire::read_text(in.getMountPoint()));
+  body.lease_ms = in.getLeaseMs();
   return body;
 }
 Result<MutateCommand> read_mutate(schema::Command::Mutate::Reader in) {

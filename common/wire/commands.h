@@ -20,6 +20,7 @@ struct BootstrapCommand {
 /// Registers a session; one with the same client id that lives is the answer instead.
 struct OpenSessionCommand {
   std::string client_id, host, mount_point;
+  std::uint32_t lease_ms = 0;  ///< of the session's lease; 0: what each primary has configured
   bool operator==(const OpenSessionCommand&) const = default;
 };
 /// Ends sessions (lease over, or closed by the client): their orphans are released, their later

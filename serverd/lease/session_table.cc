@@ -8,16 +8,17 @@ namespace fermata::serverd {
 SessionTable::SessionTable() : SessionTable(Options{}) {}
 SessionTable::SessionTable(Options options) : options_(options) {}
 
-TimePoint SessionTable::lease_end(TimePoint now) const {
+TimePoint SessionTable::lease_end(const Session& session, TimePoint now) const {
   const Duration margin =
-      std::max(options_.lease * options_.drift_percent / 100, options_.margin_min);
-  return now + options_.lease + margin;
+      std::max(session.lease * options_.drift_percent / 100, options_.margin_min);
+  return now + session.lease + margin;
 }
 
-void SessionTable::start_term(const std::vector<SessionId>& live, TimePoint now) {
+void SessionTable::start_term(const std::vector<Live>& live, TimePoint now) {
   std::map<SessionId, Session> next;
-  for (const SessionId id : live) {
-    next[id].until = lease_end(now);
+  for (const auto& [id, lease] : live) {
+    next[id].lease = lease == Duration::zero() ? options_.lease : lease;
+    next[id].until = lease_end(next[id], now);
     // A client may have bound its callbacks to this node before it knew itself to be the primary.
     if (const auto it = sessions_.find(id); it != sessions_.end())
       next[id].channel = it->second.channel;
@@ -25,17 +26,18 @@ void SessionTable::start_term(const std::vector<SessionId>& live, TimePoint now)
   sessions_ = std::move(next);
 }
 
-bool SessionTable::opened(SessionId session, TimePoint now) {
+bool SessionTable::opened(SessionId session, TimePoint now, Duration lease) {
   auto& state = sessions_[session];
   if (state.ending || state.doomed) return false;
-  state.until = std::max(state.until, lease_end(now));
+  state.lease = lease == Duration::zero() ? options_.lease : lease;
+  state.until = std::max(state.until, lease_end(state, now));
   return true;
 }
 
 bool SessionTable::renew(SessionId session, TimePoint now) {
   const auto it = sessions_.find(session);
   if (it == sessions_.end() || it->second.ending || it->second.doomed) return false;
-  it->second.until = std::max(it->second.until, lease_end(now));
+  it->second.until = std::max(it->second.until, lease_end(it->second, now));
   return true;
 }
 
@@ -103,8 +105,6 @@ void SessionTable::unbind(const Connection* connection) {
   }
 }
 
-std::shared_ptr<Connection> SessionTable::channel(SessionId session) const {
-  const auto it = sessions_.find(session);
 std::vector<std::shared_ptr<Connection>> SessionTable::take_channels() {
   std::vector<std::shared_ptr<Connection>> channels;
   for (auto& [id, session] : sessions_) {
@@ -118,6 +118,8 @@ Duration SessionTable::lease(SessionId session) const {
   return it == sessions_.end() ? options_.lease : it->second.lease;
 }
 
+std::shared_ptr<Connection> SessionTable::channel(SessionId session) const {
+  const auto it = sessions_.find(session);
   return it == sessions_.end() ? nullptr : it->second.channel;
 }
 

@@ -37,10 +37,16 @@ class SessionTable {
   SessionTable();
   explicit SessionTable(Options options);
 
+  /// A session's lease is of the same length all its life, so that a primary which is configured
+  /// otherwise ends it no earlier than its client was told.
+  struct Live {
+    SessionId id;
+    Duration lease{};  ///< zero: as in the options
+  };
   /// This node became primary: `live` are all sessions, each with a full lease from `now`.
-  void start_term(const std::vector<SessionId>& live, TimePoint now);
+  void start_term(const std::vector<Live>& live, TimePoint now);
   /// Registered, or found registered again by its client. False: it is ending or doomed.
-  bool opened(SessionId session, TimePoint now);
+  bool opened(SessionId session, TimePoint now, Duration lease = {});
   /// False: unknown here, ending or doomed; the lease is not longer than before.
   bool renew(SessionId session, TimePoint now);
   /// Its end was applied; its callback channel is returned, for closing.
@@ -66,23 +72,25 @@ class SessionTable {
   bool bind(SessionId session, std::shared_ptr<Connection> connection);
   /// A connection broke: no session is bound to it any more.
   void unbind(const Connection* connection);
+  /// All of them, for closing; no session is bound any more.
+  std::vector<std::shared_ptr<Connection>> take_channels();
   /// Null: none.
   std::shared_ptr<Connection> channel(SessionId session) const;
 
   std::vector<SessionId> all() const;
   std::size_t size() const { return sessions_.size(); }
   Duration lease() const { return options_.lease; }
-  /// All of them, for closing; no session is bound any more.
-  std::vector<std::shared_ptr<Connection>> take_channels();
+  Duration lease(SessionId session) const;
 
  private:
   struct Session {
     TimePoint until;
+    Duration lease{};
     bool ending = false;
     bool doomed = false;
     std::shared_ptr<Connection> channel;
   };
-  TimePoint lease_end(TimePoint now) const;
+  TimePoint lease_end(const Session& session, TimePoint now) const;
 
   Options options_;
   std::map<SessionId, Session> sessions_;

@@ -400,6 +400,7 @@ std::string encode_session(const Session& session) {
   append_string(out, session.client_id);
   append_string(out, session.host);
   append_string(out, session.mount_point);
+  if (session.lease_ms != 0) append_le(out, session.lease_ms);
   return out;
 }
 Result<Session> decode_session(SessionId id, std::string_view value) {
@@ -412,6 +413,7 @@ Result<Session> decode_session(SessionId id, std::string_view value) {
   session.client_id = reader.take_string();
   session.host = reader.take_string();
   session.mount_point = reader.take_string();
+  if (!reader.done()) session.lease_ms = reader.take<std::uint32_t>();
   if (!reader.done()) return Errc::kCorruptStore;
   return session;
 }

@@ -94,6 +94,7 @@ struct Session {
   Epoch epoch;
   std::string client_id, host, mount_point;
   Timestamp opened;
+  std::uint32_t lease_ms = 0;  ///< for all of its life, whoever is primary; 0: not said
 };
 
 /// A version that was put over one that its writer had not seen. Both are in history.

@@ -48,8 +48,8 @@ Task<std::set<SessionId>> Callbacks::break_leases(std::map<SessionId, CallbackRe
 
 asio::awaitable<void> Callbacks::deliver(SessionId session, CallbackRequest request,
                                          std::shared_ptr<Breaking> breaking, Term term) {
-  const TimePoint patience_ends =
-      node_.env.now() + node_.sessions.lease() + node_.sessions.lease() / 2;
+  const Duration patience = node_.sessions.lease(session) * 3 / 2;
+  const TimePoint patience_ends = node_.env.now() + patience;
   const std::string body = encode(request);
   // On its own even when the mutation that wanted it is given up: the lease table learns the
   // answer.
@@ -60,8 +60,7 @@ asio::awaitable<void> Callbacks::deliver(SessionId session, CallbackRequest requ
       spdlog::warn(
           "session {}: no answer to a callback for {} ms; it is not renewed any more and ends with "
           "its lease in {} ms",
-          session.value(), (node_.sessions.lease() * 3 / 2) / 1ms,
-          node_.sessions.lease_left(session, now) / 1ms);
+          session.value(), patience / 1ms, node_.sessions.lease_left(session, now) / 1ms);
       node_.count("sessions_ended_for_silence");
       node_.sessions.doom(session);
     }

@@ -15,8 +15,8 @@ namespace {
 /// How often expiry looks: sessions live for seconds, callbacks' impatience is rarer.
 constexpr Duration kExpiryTick = 100ms;
 
-std::uint32_t lease_ms(const NodeContext& node) {
-  return static_cast<std::uint32_t>(node.sessions.lease() / 1ms);
+std::uint32_t lease_ms(const NodeContext& node, SessionId session) {
+  return static_cast<std::uint32_t>(node.sessions.lease(session) / 1ms);
 }
 }  // namespace
 
@@ -39,7 +39,8 @@ Task<CommandResult> SessionService::register_session(std::shared_ptr<Opening> op
   if (result.error != 0 || !node_.serves(opening->term)) co_return result;
   FM_CO_TRY(const auto registered, node_.ns->session(result.session));
   if (!registered) co_return result;  // closed before this coroutine came to see it
-  if (!node_.sessions.opened(result.session, node_.env.now())) {
+  const Duration lease = std::chrono::milliseconds(registered->lease_ms);
+  if (!node_.sessions.opened(result.session, node_.env.now(), lease)) {
     opening->outcome = Opening::Outcome::kEnding;
     co_return result;
   }
@@ -61,7 +62,8 @@ asio::awaitable<Response> SessionService::open(Request request) {
     }
     const Term term = node_.term;
     auto opening = std::make_shared<Opening>(node_.env.executor());
-    opening->command = {message->client_id, message->host, message->mount_point};
+    opening->command = {message->client_id, message->host, message->mount_point,
+                        static_cast<std::uint32_t>(node_.sessions.lease() / 1ms)};
     opening->term = term;
     node_.tasks.spawn("open session", enter(opening));
     while (!opening->result) {
@@ -89,7 +91,7 @@ asio::awaitable<Response> SessionService::open(Request request) {
     OpenSessionReply reply;
     reply.session = session;
     reply.epoch = result->epoch;
-    reply.lease_ms = lease_ms(node_);
+    reply.lease_ms = lease_ms(node_, session);
     reply.term = node_.term;
     reply.stamp = node_.leases.next_stamp();
     reply.cluster = node_.config.cluster;
@@ -114,7 +116,7 @@ asio::awaitable<Response> SessionService::renew(Request request) {
   if (!node_.sessions.renew(message->session, node_.env.now())) co_return failed(Errc::kRetry);
   if (message->given_up_before >= node_.term) node_.leases.given_up(message->session);
   RenewSessionReply reply;
-  reply.lease_ms = lease_ms(node_);
+  reply.lease_ms = lease_ms(node_, message->session);
   reply.term = node_.term;
   reply.members = node_.log->status().membership.members;
   Response response;
@@ -173,13 +175,15 @@ SessionList SessionService::list() const {
 Status SessionService::start_term(Term term) {
   FM_TRY(const auto live, node_.ns->sessions());
   std::vector<SessionId> ids;
+  std::vector<SessionTable::Live> leases;
   node_.epochs.clear();
   for (const auto& session : live) {
     ids.push_back(session.id);
+    leases.push_back({session.id, std::chrono::milliseconds(session.lease_ms)});
     node_.epochs[session.id] = session.epoch;
   }
   node_.leases.start_term(term, ids);
-  node_.sessions.start_term(ids, node_.env.now());
+  node_.sessions.start_term(leases, node_.env.now());
   return {};
 }
 

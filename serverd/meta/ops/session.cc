@@ -24,6 +24,7 @@ Outcome apply_open_session(Txn& txn, const fermata::Command& command,
   session.host = body.host;
   session.mount_point = body.mount_point;
   session.opened = command.time;
+  session.lease_ms = body.lease_ms;
   txn.put(Family::kSessions, key_of(session.id), encode_session(session));
   txn.put(Family::kClients, body.client_id, encode_number(session.id.value()));
   txn.put(Family::kHosts, key_of(session.id), encode_text(session.host));

@@ -97,7 +97,7 @@ TEST_CASE("codec: commands of the primary survive", "[wire]") {
   cluster.bytes.fill(7);
   command.body = BootstrapCommand{cluster, 1, 2, 0700};
   round_trip();
-  command.body = OpenSessionCommand{"0123456789abcdef", "host", "/mnt"};
+  command.body = OpenSessionCommand{"0123456789abcdef", "host", "/mnt", 10000};
   round_trip();
   command.body = EndSessionsCommand{{SessionId(4)}};
   round_trip();

@@ -65,7 +65,7 @@ TEST_CASE("SessionTable: a doomed session is not prolonged, and is due only when
   CHECK(table.next_due() == kStart + 13s + 500ms);
   CHECK(table.due(kStart + 13s + 500ms) == std::vector{kA});
   CHECK(table.is_ending(kA));
-  table.start_term({kA}, kStart + 14s);
+  table.start_term({{kA}}, kStart + 14s);
   CHECK(table.renew(kA, kStart + 15s));
 }
 
@@ -73,11 +73,23 @@ TEST_CASE("SessionTable: a new primary gives everybody a full term", "[lease]") 
   SessionTable table;
   REQUIRE(table.opened(kA, kStart));
   REQUIRE(table.due(kStart + 20s) == std::vector{kA});
-  table.start_term({kA, kB}, kStart + 30s);
+  table.start_term({{kA}, {kB}}, kStart + 30s);
   CHECK_FALSE(table.is_ending(kA));
   CHECK(table.due(kStart + 40s).empty());
   CHECK(table.due(kStart + 41s) == std::vector{kA, kB});
   CHECK(table.all() == std::vector{kA, kB});
+}
+
+TEST_CASE("SessionTable: a session keeps the lease that it was opened with", "[lease]") {
+  SessionTable table;  // of a primary that is configured for 10 s
+  table.start_term({{kA, 30s}, {kB}}, kStart);
+  CHECK(table.lease(kA) == 30s);
+  CHECK(table.due(kStart + 31s) == std::vector{kB});  // its client counts on 30 s until then
+  REQUIRE(table.renew(kA, kStart + 31s));
+  CHECK(table.lease_left(kA, kStart + 31s) == 31500ms);
+  SessionTable other;
+  REQUIRE(other.opened(kA, kStart, 2s));
+  CHECK(other.lease_left(kA, kStart) == 2100ms);
 }
 
 TEST_CASE("SessionTable: no sessions, nothing to wait for", "[lease]") {
