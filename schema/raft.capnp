@@ -23,6 +23,9 @@ struct RaftMessage {
   matchTerm @12 :UInt64;
   transfer @13 :Bool;
   snapshot @14 :RaftSnapshot;  # null but in kSnapshot and kSnapshotReply
+  rejoin @15 :UInt64;
+  rejoinUntil @16 :UInt64;
+  silenceMs @17 :UInt32;       # 0: a program that does not say it
 }
 
 struct RaftEntry {

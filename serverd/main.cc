@@ -17,6 +17,7 @@
 #include "common/cli/cli.h"
 #include "common/env/real_env.h"
 #include "common/net/tcp_network.h"
+#include "common/wire/message_codec.h"
 #include "common/wire/methods.h"
 #include "serverd/service/node.h"
 #include "serverd/service/node_file.h"
@@ -28,6 +29,7 @@
 namespace asio = boost::asio;
 using namespace fermata;
 using namespace fermata::serverd;
+using namespace std::chrono_literals;
 
 namespace {
 
@@ -39,7 +41,7 @@ constexpr std::size_t kBlockingThreads = 6;
 struct Flags {
   std::string data_dir, listen, peers, cluster_id, log_file, log_level = "info", pidfile;
   std::uint32_t node_id = 0;
-  bool init = false, background = false;
+  bool init = false, rejoin = false, background = false;
   std::uint32_t lease_ms = 10'000, heartbeat_ms = 75, election_ms = 400;
   int ready_fd = -1;
 };
@@ -55,6 +57,10 @@ void add_flags(CLI::App& app, Flags& flags) {
       ->check(CLI::PositiveNumber);
   app.add_option("--peers", flags.peers, "All nodes, this one too: 1=HOST:PORT,2=HOST:PORT,...");
   app.add_flag("--init", flags.init, "Make the (empty) data directory this node's");
+  app.add_flag(
+      "--rejoin", flags.rejoin,
+      "With --init: this node had a directory before and lost it. It does not vote until it "
+      "has everything again. Found out without the flag if another node answers");
   app.add_option(
       "--cluster-id", flags.cluster_id,
       "32 hexadecimal digits, the same on all nodes; --init without it makes one and prints it");
@@ -114,6 +120,42 @@ bool port_is_free(const std::string& address) {
   return listener.has_value();
 }
 
+/// A node of this cluster answers that it has a log already.
+Task<bool> has_history(TcpNetwork& network, std::string address, ClusterId cluster) {
+  Hello hello;
+  hello.kind = Hello::Kind::kClient;
+  hello.name = "fermata-serverd --init";
+  FM_CO_TRY(const auto peer, co_await network.connect(address, std::move(hello), nullptr, 1s));
+  Request request;
+  request.method = static_cast<std::uint16_t>(Method::kStatus);
+  FM_CO_TRY(const auto answer, co_await peer->call(std::move(request), 1s));
+  if (answer.error) co_return answer.error;
+  FM_CO_TRY(const auto status, decode<NodeStatus>(answer.body));
+  co_return status.cluster == cluster && (status.term || status.applied);
+}
+
+asio::awaitable<void> ask_peers(TcpNetwork& network, const NodeFile& identity, bool& found) {
+  for (const auto& peer : identity.peers) {
+    if (peer.id == identity.node || found) continue;
+    const auto answer = co_await has_history(network, peer.address, identity.cluster);
+    found = answer.has_value() && *answer;
+  }
+  co_await network.stop();
+}
+
+/// Whether the cluster that this new directory is for exists. A node of its number may then have
+/// promised what an empty log knows nothing of.
+bool cluster_exists(const NodeFile& identity) {
+  asio::io_context io(1);  // of its own: the process may fork afterwards
+  NetworkOptions options;
+  options.body_size_max = body_size_max;
+  TcpNetwork network(io.get_executor(), options);
+  bool found = false;
+  asio::co_spawn(io, ask_peers(network, identity, found), asio::detached);
+  io.run();
+  return found;
+}
+
 /// What the directory and the flags say together. False with a message.
 bool settle_identity(const Flags& flags, Disk& disk, NodeFile& identity, bool& fresh) {
   std::string why;
@@ -170,6 +212,7 @@ std::string usage_error(const Flags& flags) {
   if (flags.init && (flags.node_id == 0 || flags.peers.empty())) {
     return "--init needs --node-id and --peers";
   }
+  if (flags.rejoin && !flags.init) return "--rejoin goes with --init";
   if (!flags.peers.empty()) {
     const auto peers = parse_peers(flags.peers);
     if (!peers) return "--peers wants 1=HOST:PORT,2=HOST:PORT,... with each number once";
@@ -270,6 +313,7 @@ NodeConfig config_of(const Flags& flags, const NodeFile& identity, std::string l
   config.self = identity.node;
   config.listen = std::move(listen);
   config.first_members = identity.peers;
+  config.rejoining = identity.rejoining;
   config.data_dir = flags.data_dir;
   config.root_uid = ::getuid();
   config.root_gid = ::getgid();
@@ -293,6 +337,10 @@ int run(const Flags& flags) {
   }
   if (!port_is_free(listen)) return kExitFailed;
   if (fresh) {
+    identity.rejoining = flags.rejoin || cluster_exists(identity);
+    if (identity.rejoining && !flags.rejoin) {
+      complain("the cluster exists already: this node does not vote until it has everything");
+    }
     if (auto written = write_node_file(disk, flags.data_dir, identity); !written) {
       complain(flags.data_dir + "/node.toml: " + written.error().message());
       return kExitFailed;

@@ -88,6 +88,14 @@ struct RaftMessage {
   bool transfer =
       false;  ///< votes: the primary asked for it, so leases do not hold the answer back
   SnapshotDescriptor snapshot;  ///< kSnapshot; kSnapshotReply: index only
+  /// kAppendReply, kSnapshotReply: not 0 if the sender has lost its log and counts for nothing
+  /// until it has caught up; another number after each start. kAppend: the receiver's, if
+  /// rejoin_until is for it.
+  std::uint64_t rejoin = 0;
+  LogIndex rejoin_until;  ///< kAppend: with everything up to here the receiver has caught up
+  /// kAppend, kSnapshot: for how long the sender counts on it that the receiver, from the message's
+  /// coming on, grants no vote; 0: as long as the receiver's own shortest election timeout.
+  std::uint32_t silence_ms = 0;
 };
 
 }  // namespace fermata

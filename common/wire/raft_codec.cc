@@ -109,6 +109,9 @@ Result<RaftMessage> read(schema::RaftMessage::Reader from) {
   message.match = LogIndex(from.getMatch());
   message.match_term = Term(from.getMatchTerm());
   message.transfer = from.getTransfer();
+  message.rejoin = from.getRejoin();
+  message.rejoin_until = LogIndex(from.getRejoinUntil());
+  message.silence_ms = from.getSilenceMs();
   const auto entries = from.getEntries();
   if (entries.size() > kRaftEntriesMax) return Errc::kBadMessage;
   message.entries.reserve(entries.size());
@@ -140,6 +143,9 @@ std::string encode(const RaftMessage& message) {
   to.setMatch(message.match.value());
   to.setMatchTerm(message.match_term.value());
   to.setTransfer(message.transfer);
+  to.setRejoin(message.rejoin);
+  to.setRejoinUntil(message.rejoin_until.value());
+  to.setSilenceMs(message.silence_ms);
   if (!message.entries.empty()) {
     auto entries = to.initEntries(static_cast<unsigned>(message.entries.size()));
     for (unsigned i = 0; i < entries.size(); ++i) write(entries[i], message.entries[i]);

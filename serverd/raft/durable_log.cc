@@ -263,7 +263,9 @@ Status DurableLog::write_state(const State& state) {
                    .base_index = state.base_index.value(),
                    .base_term = state.base_term.value(),
                    .voted_for = state.hard.voted_for.value(),
-                   .membership_size = static_cast<std::uint32_t>(state.membership.size())};
+                   .membership_size = static_cast<std::uint32_t>(state.membership.size()),
+                   .flags = state.hard.rejoining ? kRejoining : 0,
+                   .silence_ms = state.hard.silence_ms};
   block.crc = header_crc(block, as_bytes(state.membership), block.version);
   std::string bytes;
   append_le(bytes, block);

@@ -44,6 +44,8 @@ struct DurableLogOptions {
   NodeId self;
   /// In force before the log's first entry; used only when the log is created. Encoded.
   std::string first_membership;
+  /// This node had a log before, and lost it. Used only when the log is created.
+  bool rejoining = false;
   std::uint32_t segment_bytes = 16U << 20;          ///< a new segment is begun when one is this big
   std::size_t cache_bytes = std::size_t{64} << 20;  ///< of newest entries kept in memory
 };

@@ -5,7 +5,8 @@
 //   DIR/00000000000000000001.log segments, by the index of their first entry (20 digits)
 //
 // A segment is a SegmentHeader and records; a record is a RecordHeader, its data and zeros up to a
-// multiple of kRecordAlign. Version 1; a newer one is refused.
+// multiple of kRecordAlign. Newer versions are refused. Version 1 of the state had no `flags` and
+// `silence_ms`; it is read, and version 2 is written.
 #pragma once
 
 #include <optional>
@@ -20,13 +21,14 @@ namespace fermata::serverd::log_format {
 inline constexpr std::uint64_t kStateMagic = 0x4554415453524d46;    // "FMRSTATE"
 inline constexpr std::uint64_t kSegmentMagic = 0x474f4c5441524d46;  // "FMRATLOG"
 inline constexpr std::uint32_t kRecordMagic = 0x4345524d;           // "MREC"
-inline constexpr std::uint32_t kVersion = 1;
+inline constexpr std::uint32_t kVersion = 1;                        // of segments
+inline constexpr std::uint32_t kStateVersion = 2;                   // of the state
 inline constexpr std::size_t kStateCopyBytes = 16384;
 inline constexpr std::size_t kRecordAlign = 8;
 
 struct StateBlock {
   std::uint64_t magic = kStateMagic;
-  std::uint32_t version = kVersion;
+  std::uint32_t version = kStateVersion;
   std::uint32_t crc = 0;  ///< of the block after this field and the membership
   std::array<std::uint8_t, 16> cluster{};
   std::uint32_t group = 0;
@@ -38,9 +40,13 @@ struct StateBlock {
   std::uint64_t base_term = 0;
   std::uint32_t voted_for = 0;
   std::uint32_t membership_size =
-      0;  ///< bytes after the block: the membership in force at the base
+      0;                         ///< bytes after the block: the membership in force at the base
+  std::uint32_t flags = 0;       ///< kRejoining
+  std::uint32_t silence_ms = 0;  ///< HardState::silence_ms
 };
-static_assert(sizeof(StateBlock) == 88);
+static_assert(sizeof(StateBlock) == 96);
+inline constexpr std::size_t kStateBlockBytesV1 = 88;
+inline constexpr std::uint32_t kRejoining = 1;  ///< HardState::rejoining
 
 struct SegmentHeader {
   std::uint64_t magic = kSegmentMagic;

@@ -32,7 +32,9 @@ struct DurableLog::Recovery {
   std::error_code corrupt(std::string sentence) {
     return refuse(
         Errc::kCorruptLog,
-        sentence + "; nothing was changed: keep a copy, then wipe this node and let it rejoin");
+        sentence +
+            "; nothing was changed: keep a copy of the directory, then empty it and start "
+            "this node with --init --rejoin, so that it gets everything from the others");
   }
   std::error_code io(const std::string& path, std::error_code error) {
     why = path + ": " + error.message();
@@ -78,7 +80,8 @@ Status DurableLog::Recovery::create() {
         .group = log.options_.group.value(),
         .node = log.options_.self.value(),
         .sequence = 1,
-        .membership_size = static_cast<std::uint32_t>(log.options_.first_membership.size())};
+        .membership_size = static_cast<std::uint32_t>(log.options_.first_membership.size()),
+        .flags = log.options_.rejoining ? kRejoining : 0};
     block.crc = header_crc(block, as_bytes(log.options_.first_membership), block.version);
     std::string bytes;
     append_le(bytes, block);
@@ -114,26 +117,32 @@ Result<std::optional<DurableLog::State>> DurableLog::Recovery::parse_state_copy(
                                                                                 bool& newer) {
   const std::optional<State> none;
   if (copy.size() < sizeof(StateBlock)) return none;
-  const auto block = load_le<StateBlock>(copy.data());
+  auto block = load_le<StateBlock>(copy.data());
   if (block.magic != kStateMagic) return none;
-  newer |= block.version > kVersion;
-  if (block.membership_size > std::min(kMembershipBytesMax, copy.size() - sizeof block))
+  newer |= block.version > kStateVersion;
+  const std::size_t size = block.version < 2 ? kStateBlockBytesV1 : sizeof block;
+  if (block.membership_size > std::min(kMembershipBytesMax, copy.size() - size)) return none;
+  const auto membership = copy.subspan(size, block.membership_size);
+  constexpr std::size_t kFrom = offsetof(StateBlock, crc) + sizeof block.crc;
+  if (block.crc != crc32c(membership, crc32c(copy.subspan(kFrom, size - kFrom), block.version))) {
     return none;
-  const auto membership = copy.subspan(sizeof block, block.membership_size);
-  if (block.crc != header_crc(block, membership, block.version)) return none;
-  if (block.version > kVersion) {
-    return refuse(Errc::kVersionMismatch, log.state_path() + " has format version " +
-                                              std::to_string(block.version) +
-                                              ", this program knows " + std::to_string(kVersion));
   }
+  if (block.version > kStateVersion) {
+    return refuse(Errc::kVersionMismatch,
+                  log.state_path() + " has format version " + std::to_string(block.version) +
+                      ", this program knows " + std::to_string(kStateVersion));
+  }
+  if (block.version < 2) block.flags = block.silence_ms = 0;
   FM_CHECK(check_owner(block.cluster, block.group, block.node, log.state_path()));
-  return std::optional(
-      State{.sequence = block.sequence,
-            .hard = {.term = Term(block.term), .voted_for = NodeId(block.voted_for)},
-            .durable = LogIndex(block.durable_index),
-            .base_index = LogIndex(block.base_index),
-            .base_term = Term(block.base_term),
-            .membership = std::string(as_text(membership))});
+  return std::optional(State{.sequence = block.sequence,
+                             .hard = {.term = Term(block.term),
+                                      .voted_for = NodeId(block.voted_for),
+                                      .rejoining = (block.flags & kRejoining) != 0,
+                                      .silence_ms = block.silence_ms},
+                             .durable = LogIndex(block.durable_index),
+                             .base_index = LogIndex(block.base_index),
+                             .base_term = Term(block.base_term),
+                             .membership = std::string(as_text(membership))});
 }
 
 Status DurableLog::Recovery::read_state() {

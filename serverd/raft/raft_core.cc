@@ -39,7 +39,11 @@ RaftCore::Impl::Impl(RaftOptions options_in, HardState hard_in, Membership base,
   reset_election_timer(now);
   // Before the restart this node may have acknowledged a primary that still counts on it. A node
   // that was never in any term has not.
-  if (hard.term) refuse_votes_until = now + options.election_timeout_min;
+  if (hard.term) refuse_votes_until = now + silence();
+  if (hard.rejoining) {
+    rejoin = random.next() | 1;
+    rejoin_not_before = now + 2 * options.election_timeout_min + options.clock_drift_max;
+  }
 }
 
 RaftMessage RaftCore::Impl::to(NodeId peer, RaftKind kind) const {
@@ -49,6 +53,11 @@ RaftMessage RaftCore::Impl::to(NodeId peer, RaftKind kind) const {
   message.from = options.self;
   message.to = peer;
   message.term = hard.term;
+  if (kind == RaftKind::kAppendReply || kind == RaftKind::kSnapshotReply) message.rejoin = rejoin;
+  if (kind == RaftKind::kAppend || kind == RaftKind::kSnapshot) {
+    message.silence_ms = static_cast<std::uint32_t>(
+        std::chrono::ceil<std::chrono::milliseconds>(options.election_timeout_min).count());
+  }
   return message;
 }
 
@@ -144,6 +153,7 @@ void RaftCore::Impl::on_persisted(std::uint64_t up_to, TimePoint now, Output& ou
     tail.pop_front();
     durable = durable.next();
   }
+  finish_rejoin(now, out);
   if (role == Role::kPrimary) advance_commit(now, out);
   if (role == Role::kCandidate) count_votes(now, out);  // the own vote counts from now on
 }
@@ -235,5 +245,6 @@ ReadState RaftCore::read_state(const ReadTicket& ticket) const {
 }
 const std::map<NodeId, PeerProgress>& RaftCore::progress() const { return impl_->peers; }
 TimePoint RaftCore::lease_until() const { return impl_->lease_until(); }
+bool RaftCore::rejoining() const { return impl_->hard.rejoining; }
 
 }  // namespace fermata::serverd

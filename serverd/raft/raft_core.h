@@ -15,7 +15,7 @@
 // Raft as in [thesis], with pre-vote (9.6), check-quorum and leader lease (6.4.1), ReadIndex (6.4),
 // pipelined and batched append (10.2), learners (4.2.1), one-at-a-time membership (4.1 with the
 // 2015 fix: no change before the leader's no-op of its term is committed), leadership transfer
-// (3.10).
+// (3.10). Beyond the thesis: a node that lost its log rejoins without a vote (raft_core_rejoin.cc).
 //
 // Thread-safety: none; one caller at a time.
 #pragma once
@@ -40,6 +40,11 @@ const char* to_string(Role role);
 struct HardState {
   Term term;
   NodeId voted_for;
+  /// The log that this node had is lost, and with it what it acknowledged and voted: it takes part
+  /// in no election and counts in no majority until it has everything again (raft_core_rejoin.cc).
+  bool rejoining = false;
+  /// For how long a primary may count on this node's silence (RaftMessage::silence_ms).
+  std::uint32_t silence_ms = 0;
   bool operator==(const HardState&) const = default;
 };
 
@@ -105,6 +110,8 @@ struct Output {
   NodeId fetch_from;
   /// This peer needs a snapshot: make one if there is none recent, then call send_snapshot.
   std::vector<NodeId> wants_snapshot;
+  /// These peers lack entries that they had acknowledged; they get them again.
+  std::vector<NodeId> forgetful;
 
   bool needs_persist() const { return hard_state || !append.empty(); }
 };
@@ -115,8 +122,13 @@ struct PeerProgress {
   LogIndex next;                 ///< to send
   bool recently_active = false;  ///< heard of within an election timeout
   bool in_snapshot = false;      ///< is told to fetch a snapshot: no entries meanwhile
+  std::uint64_t rejoin = 0;      ///< not 0: counts for nothing yet (RaftMessage::rejoin)
 
-  bool probing = true;  ///< where the logs meet is not known: one append at a time
+  std::uint64_t rejoin_since = 0;  ///< the first round that began after that was known
+  LogIndex rejoin_until;           ///< none: not known yet
+  std::uint64_t rejoin_told = 0;   ///< the round in which it became known
+  std::uint64_t match_round = 0;   ///< the latest round in which `match` was confirmed
+  bool probing = true;             ///< where the logs meet is not known: one append at a time
   bool probe_sent = false;
   std::deque<LogIndex> inflight;  ///< last index of each append on the way
   std::uint64_t acked_round = 0;
@@ -187,6 +199,7 @@ class RaftCore {
   ReadState read_state(const ReadTicket& ticket) const;
   const std::map<NodeId, PeerProgress>& progress() const;  ///< empty unless primary
   TimePoint lease_until() const;
+  bool rejoining() const;
 
  private:
   struct Impl;

@@ -21,7 +21,10 @@ void RaftCore::Impl::reset_election_timer(TimePoint now) {
 /// message from a primary proves that one is alive.
 void RaftCore::Impl::become_backup(Term term, NodeId new_primary, TimePoint now, Output& out) {
   if (term > hard.term) {
-    set_hard({term, NodeId()}, out);
+    HardState next = hard;
+    next.term = term;
+    next.voted_for = NodeId();
+    set_hard(next, out);
     seen_round = 0;
   }
   primary = new_primary;
@@ -41,7 +44,17 @@ void RaftCore::Impl::follow(const RaftMessage& message, TimePoint now, Output& o
     become_backup(hard.term, message.from, now, out);
   }
   reset_election_timer(now);
-  refuse_votes_until = now + options.election_timeout_min;
+  const Duration asked = std::chrono::milliseconds(message.silence_ms);
+  const TimePoint until = now + std::max<Duration>(options.election_timeout_min, asked);
+  refuse_votes_until = std::max(refuse_votes_until, until);
+  // Durably: a restart must not shorten it. It becomes less when no longer promise is left.
+  const bool longer = message.silence_ms > hard.silence_ms;
+  const bool shorter = message.silence_ms < hard.silence_ms && refuse_votes_until == until;
+  if (longer || shorter) {
+    HardState next = hard;
+    next.silence_ms = message.silence_ms;
+    set_hard(next, out);
+  }
   seen_round = std::max(seen_round, message.round);
 }
 
@@ -67,7 +80,10 @@ void RaftCore::Impl::ask_pre_votes(TimePoint now, Output& out) {
 /// can make this node primary in a term that it would forget.
 void RaftCore::Impl::campaign(bool transfer, TimePoint now, Output& out) {
   RAFT_ASSERT(role != Role::kPrimary);
-  set_hard({hard.term.next(), options.self}, out);
+  HardState next = hard;
+  next.term = hard.term.next();
+  next.voted_for = options.self;
+  set_hard(next, out);
   seen_round = 0;
   role = Role::kCandidate;
   primary = NodeId();
@@ -98,6 +114,7 @@ void RaftCore::Impl::count_votes(TimePoint now, Output& out) {
 
 void RaftCore::Impl::become_primary(TimePoint now, Output& out) {
   RAFT_ASSERT(hard.voted_for == options.self && hard_durable());
+  RAFT_ASSERT(!hard.rejoining);
   role = Role::kPrimary;
   primary = options.self;
   out.role_changed = true;
@@ -131,7 +148,8 @@ bool RaftCore::Impl::log_is_up_to_date(const RaftMessage& vote) const {
 void RaftCore::Impl::handle_pre_vote(const RaftMessage& message, TimePoint now, Output& out) {
   const bool lease_held = !mutated(RaftMutation::kVoteDuringLease) &&
                           (role == Role::kPrimary || now < refuse_votes_until);
-  const bool grant = message.term > hard.term && !lease_held && log_is_up_to_date(message);
+  const bool grant =
+      message.term > hard.term && !lease_held && may_vote() && log_is_up_to_date(message);
   RaftMessage reply = to(message.from, RaftKind::kPreVoteReply);
   reply.reject = !grant;
   if (grant) reply.term = message.term;
@@ -148,14 +166,16 @@ void RaftCore::Impl::handle_vote(const RaftMessage& message, TimePoint now, Outp
   const bool free =
       !hard.voted_for || hard.voted_for == message.from || mutated(RaftMutation::kVoteTwice);
   const bool grant = message.term == hard.term && !lease_held && free && !primary &&
-                     role != Role::kPrimary && log_is_up_to_date(message);
+                     role != Role::kPrimary && may_vote() && log_is_up_to_date(message);
   if (!grant) {
     RaftMessage reply = to(message.from, RaftKind::kVoteReply);
     reply.reject = true;
     out.messages.push_back(std::move(reply));
     return;
   }
-  set_hard({hard.term, message.from}, out);
+  HardState next = hard;
+  next.voted_for = message.from;
+  set_hard(next, out);
   reset_election_timer(now);
   promise(to(message.from, RaftKind::kVoteReply), out);
 }
@@ -205,8 +225,8 @@ void RaftCore::Impl::handle_timeout_now(const RaftMessage& message, TimePoint no
 TimePoint RaftCore::Impl::quorum_heard_at() const {
   return quorum_value([this](NodeId id) {
     if (id == options.self) return TimePoint::max();
-    const auto peer = peers.find(id);
-    return peer == peers.end() ? TimePoint::min() : peer->second.heard_at;
+    const PeerProgress* peer = counted(id);
+    return peer == nullptr ? TimePoint::min() : peer->heard_at;
   });
 }
 

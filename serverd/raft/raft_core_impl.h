@@ -7,6 +7,7 @@
 //   raft_core_replication.cc  appends and their replies, commit, heartbeat rounds, reads
 //   raft_core_membership.cc   who is a member, since which entry
 //   raft_core_snapshot.cc     for peers whose next entry is gone
+//   raft_core_rejoin.cc       nodes that lost their log
 #pragma once
 
 #include <algorithm>
@@ -43,6 +44,12 @@ struct RaftCore::Impl {
   std::uint64_t persisted = 0;        ///< every event up to here is durable
   std::uint64_t hard_changed_at = 0;  ///< the event that last changed `hard`
   bool hard_durable() const { return persisted >= hard_changed_at; }
+  /// For how long a primary that was just heard of may count on no vote from here: its election
+  /// timeout may differ from this node's.
+  Duration silence() const {
+    return std::max<Duration>(options.election_timeout_min,
+                              std::chrono::milliseconds(hard.silence_ms));
+  }
 
   // The log. Entries (durable, last] are in `tail`, the others in the view.
   LogIndex durable;
@@ -74,6 +81,11 @@ struct RaftCore::Impl {
   TimePoint refuse_votes_until = TimePoint::min();
   std::uint64_t seen_round = 0;  ///< highest of this term's primary
   std::optional<SnapshotDescriptor> installing;
+
+  // Rejoining (hard.rejoining).
+  std::uint64_t rejoin = 0;  ///< of this start
+  LogIndex rejoin_until;     ///< as a primary said; none yet
+  TimePoint rejoin_not_before = TimePoint::min();
 
   // Candidate.
   bool pre_vote = false;
@@ -149,13 +161,24 @@ struct RaftCore::Impl {
   void reply_matched(const RaftMessage& message, LogIndex matched, Output& out) const;
   void handle_append_reply(const RaftMessage& message, TimePoint now, Output& out);
   void note_alive(NodeId from, PeerProgress& peer, std::uint64_t acked, TimePoint now);
-  void note_match(NodeId from, PeerProgress& peer, LogIndex match, TimePoint now, Output& out);
+  void note_match(const RaftMessage& reply, PeerProgress& peer, TimePoint now, Output& out);
   void advance_commit(TimePoint now, Output& out);
   void commit_to(LogIndex index);
   bool term_committed() const { return commit >= first_of_term; }
   TimePoint lease_until() const;
   bool may_read(TimePoint now) const;
   std::uint64_t confirmed_round() const;
+
+  // raft_core_rejoin.cc
+  bool admit(PeerProgress& peer, const RaftMessage& reply);
+  void tell_rejoining(PeerProgress& peer, RaftMessage& append) const;
+  void note_rejoin_until(const RaftMessage& append);
+  void finish_rejoin(TimePoint now, Output& out);
+  /// Whether a rejoining node has no part in majorities.
+  bool rejoining_is_mute() const;
+  bool may_vote() const { return !hard.rejoining || !rejoining_is_mute(); }
+  /// Of a peer that counts; null: it is none, or is rejoining.
+  const PeerProgress* counted(NodeId id) const;
 
   // raft_core_membership.cc
   /// kBadMessage unless it holds at least one member.

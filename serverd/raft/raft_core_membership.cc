@@ -64,6 +64,7 @@ bool RaftCore::Impl::is_voter(NodeId id) const {
 /// A voter may. So may one whose removal is not committed yet: the others may need it to finish
 /// that, though it does not count itself [thesis 4.2.2].
 bool RaftCore::Impl::may_campaign() const {
+  if (hard.rejoining) return false;
   if (is_voter(options.self)) return true;
   if (membership_committed() || members.size() < 2) return false;
   const Member* before = find_in(members[members.size() - 2].membership, options.self);
@@ -144,7 +145,10 @@ Result<LogIndex> RaftCore::Impl::propose_membership(Membership next, TimePoint n
   if (role != Role::kPrimary) return Errc::kNotPrimary;
   if (!well_formed(next) || !has_voter(next)) return std::errc::invalid_argument;
   const bool under_way = !membership_committed() && !mutated(RaftMutation::kManyMemberships);
-  if (transfer_to || under_way || !term_committed()) return Errc::kRetry;
+  // A node that rejoins must not come to decide in a group of which it knows nothing.
+  const bool rejoining = std::any_of(peers.begin(), peers.end(),
+                                     [](const auto& peer) { return peer.second.rejoin != 0; });
+  if (transfer_to || under_way || rejoining || !term_committed()) return Errc::kRetry;
   if (count_changes(membership(), next) != 1) return std::errc::invalid_argument;
   auto data = std::make_shared<const std::string>(encode_membership(next));
   const LogIndex index = append_own(EntryKind::kMembership, std::move(data), out);
@@ -161,7 +165,7 @@ void RaftCore::Impl::leave_if_removed(TimePoint now, Output& out) {
   NodeId heir;
   LogIndex match;
   for (const auto& [id, peer] : peers) {
-    if (is_voter(id) && peer.match >= match) heir = id, match = peer.match;
+    if (is_voter(id) && peer.rejoin == 0 && peer.match >= match) heir = id, match = peer.match;
   }
   if (heir) {
     RaftMessage message = to(heir, RaftKind::kTimeoutNow);

@@ -54,6 +54,7 @@ void RaftCore::Impl::replicate(NodeId id, PeerProgress& peer, TimePoint now, Out
     message.entries = std::move(*entries);
     message.commit = commit;
     message.round = round;
+    tell_rejoining(peer, message);
     const LogIndex end = message.entries.back().index;
     out.messages.push_back(std::move(message));
     if (peer.probing) {
@@ -114,6 +115,7 @@ void RaftCore::Impl::heartbeat(NodeId id, PeerProgress& peer, TimePoint now, Out
   }
   message.commit = commit;
   message.round = round;
+  tell_rejoining(peer, message);
   out.messages.push_back(std::move(message));
 }
 
@@ -121,9 +123,18 @@ void RaftCore::Impl::handle_append_reply(const RaftMessage& message, TimePoint n
   const auto found = peers.find(message.from);
   if (role != Role::kPrimary || found == peers.end()) return;
   PeerProgress& peer = found->second;
+  if (!admit(peer, message)) return;
   note_alive(message.from, peer, message.round, now);
-  if (!message.reject) return note_match(message.from, peer, message.match, now, out);
-  if (peer.in_snapshot || message.prev_index <= peer.match) return;  // old news
+  if (!message.reject) return note_match(message, peer, now, out);
+  if (peer.in_snapshot) return;
+  if (message.prev_index <= peer.match) {
+    if (!peer.match || message.round <= peer.match_round) return;  // old news
+    // It had these and has them no longer: its log was damaged or put back. They are sent again.
+    // (Or a reject overtook an acknowledgement. Then too there is no harm in asking again.)
+    peer.match = LogIndex();
+    peer.match_round = message.round;
+    out.forgetful.push_back(message.from);
+  }
   if (peer.probing && message.prev_index != peer.next.prev()) return;
   // Both sides skip whole terms: nothing above this can be equal.
   LogIndex agree = std::min(message.match, message.prev_index.prev());
@@ -157,10 +168,14 @@ void RaftCore::Impl::note_alive(NodeId from, PeerProgress& peer, std::uint64_t a
 }
 
 /// The peer has everything up to `match` durably.
-void RaftCore::Impl::note_match(NodeId from, PeerProgress& peer, LogIndex match, TimePoint now,
+void RaftCore::Impl::note_match(const RaftMessage& reply, PeerProgress& peer, TimePoint now,
                                 Output& out) {
-  if (match > last) return;  // no correct peer says so
-  peer.match = std::max(peer.match, match);
+  const NodeId from = reply.from;
+  if (reply.match > last) return;  // no correct peer says so
+  if (reply.match >= peer.match) {
+    peer.match = reply.match;
+    peer.match_round = std::max(peer.match_round, reply.round);
+  }
   if (peer.in_snapshot) {
     if (peer.match < peer.snapshot.index) return;
     peer.in_snapshot = false;
@@ -184,8 +199,8 @@ void RaftCore::Impl::note_match(NodeId from, PeerProgress& peer, LogIndex match,
 void RaftCore::Impl::advance_commit(TimePoint now, Output& out) {
   LogIndex reached = quorum_value([this](NodeId id) {
     if (id == options.self) return durable;
-    const auto peer = peers.find(id);
-    return peer == peers.end() ? LogIndex() : peer->second.match;
+    const PeerProgress* peer = counted(id);
+    return peer == nullptr ? LogIndex() : peer->match;
   });
   if (mutated(RaftMutation::kCommitBeforeQuorum)) reached = std::max(reached, durable);
   if (reached <= commit) return;
@@ -208,11 +223,13 @@ void RaftCore::Impl::handle_append(const RaftMessage& message, TimePoint now, Ou
   if (role == Role::kPrimary && !mutated(RaftMutation::kIgnoreTerm)) return;  // no correct peer
   if (!is_consistent(message)) return;
   follow(message, now, out);
+  note_rejoin_until(message);
   if (installing) return reject_append(message, out);  // the log is about to be replaced
   if (message.prev_index > commit && term_at(message.prev_index) != message.prev_term) {
     return reject_append(message, out);
   }
   accept_entries(message, out);
+  finish_rejoin(now, out);
 }
 
 /// The logs agree at prev_index (or it is committed, which is as good).
@@ -285,8 +302,8 @@ TimePoint RaftCore::Impl::lease_until() const {
   }
   const TimePoint since = quorum_value([this](NodeId id) {
     if (id == options.self) return TimePoint::max();
-    const auto peer = peers.find(id);
-    return peer == peers.end() ? TimePoint::min() : peer->second.acked_at;
+    const PeerProgress* peer = counted(id);
+    return peer == nullptr ? TimePoint::min() : peer->acked_at;
   });
   if (since == TimePoint::max() || since == TimePoint::min()) return since;
   return since + options.election_timeout_min - options.clock_drift_max;
@@ -301,8 +318,8 @@ bool RaftCore::Impl::may_read(TimePoint now) const {
 std::uint64_t RaftCore::Impl::confirmed_round() const {
   return quorum_value([this](NodeId id) {
     if (id == options.self) return round;
-    const auto peer = peers.find(id);
-    return peer == peers.end() ? std::uint64_t{0} : peer->second.acked_round;
+    const PeerProgress* peer = counted(id);
+    return peer == nullptr ? std::uint64_t{0} : peer->acked_round;
   });
 }
 

@@ -48,8 +48,9 @@ void RaftCore::Impl::handle_snapshot_reply(const RaftMessage& message, TimePoint
   const auto found = peers.find(message.from);
   if (role != Role::kPrimary || found == peers.end()) return;
   PeerProgress& peer = found->second;
+  if (!admit(peer, message)) return;
   note_alive(message.from, peer, message.round, now);
-  if (!message.reject) return note_match(message.from, peer, message.match, now, out);
+  if (!message.reject) return note_match(message, peer, now, out);
   if (!peer.in_snapshot || message.snapshot.index != peer.snapshot.index) return;
   peer.in_snapshot = false;  // and the next heartbeat finds that it needs one
   peer.next = peer.match.next();

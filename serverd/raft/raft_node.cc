@@ -53,7 +53,13 @@ void RaftNode::receive(const RaftMessage& message) {
 /// Puts what must become durable into the log's memory.
 Status RaftNode::stage(Output& out) {
   sequence_ = std::max(sequence_, out.sequence);
-  if (out.hard_state) log_->set_hard_state(*out.hard_state);
+  if (out.hard_state) {
+    if (log_->hard_state().rejoining && !out.hard_state->rejoining) {
+      spdlog::info("node {}: has everything again that was committed; it votes from now on",
+                   options_.raft.self.value());
+    }
+    log_->set_hard_state(*out.hard_state);
+  }
   unreported_ |= out.needs_persist();
   for (auto& message : out.messages_after_persist) after_persist_.push_back(std::move(message));
   // Each run of consecutive indexes is one append: the next may cut the log again.
@@ -107,6 +113,13 @@ void RaftNode::note_role() {
 
 /// Tells the state machine its role: a new primary once its own first entry is applied, so that
 /// everything its predecessors committed is too.
+  for (const NodeId peer : out.forgetful) {
+    ++counters_.peers_forgetful;
+    spdlog::error(
+        "node {}: node {} lacks log entries that it had acknowledged; they are sent again. Look "
+        "at its disk, and whether an old copy of its directory was put back",
+        options_.raft.self.value(), peer.value());
+  }
 void RaftNode::tell_role() {
   if (stopped_ || (role_ == told_role_ && role_term_ == told_term_)) return;
   if (role_ == Role::kPrimary && applied_ < own_first_) return;

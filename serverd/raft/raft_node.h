@@ -54,6 +54,7 @@ struct RaftNodeOptions {
   std::string dir;
   /// In force when the log is created; empty for a node that waits to be added.
   Membership first_members;
+  bool rejoining = false;  ///< used when the log is created: this node had one, and lost it
   std::uint32_t segment_bytes = 16U << 20;
   std::size_t log_cache_bytes = std::size_t{64} << 20;
   std::size_t proposal_bytes_max = std::size_t{32}
@@ -107,6 +108,7 @@ class RaftNode final : public ReplicatedLog {
     std::uint64_t snapshot_bytes_fetched = 0;
     std::uint64_t snapshot_fetches_failed = 0;
   };
+    std::uint64_t peers_forgetful = 0;  ///< times that a peer lacked what it had acknowledged
   const Counters& counters() const { return counters_; }
 
  private:

@@ -172,6 +172,7 @@ LogStatus RaftNode::status() const {
   if (!core_) return status;
   status.primary = core_->primary();
   status.role = core_->role();
+  status.rejoining = core_->rejoining();
   status.term = core_->term();
   status.first = log_->first_index();
   status.last = core_->last_index();

@@ -73,6 +73,7 @@ Task<void> RaftNode::open(std::string* why) {
   auto opened = std::make_shared<Opened>();
   const auto work = [opened, log_options = std::move(log_options), disk = &env_.disk(),
                      snapshots = snapshots_]() -> Status {
+                                .rejoining = options_.rejoining,
     auto log = DurableLog::open(*disk, log_options, opened->why);
     if (!log) return log.error();
     opened->log = std::move(*log);
@@ -109,7 +110,8 @@ Task<void> RaftNode::fit_log_to_state(std::string* why) {
   }
   log_->finish_reset();
   const std::string state = "the state stands at entry " + std::to_string(applied.value());
-  const std::string advice = "; wipe this node and let it rejoin";
+  const std::string advice =
+      "; keep a copy of the directory, then empty it and start this node with --init --rejoin";
   if (applied < log_->base_index()) {
     *why = state + " but the log begins at " + std::to_string(log_->first_index().value()) +
            ": the entries between are missing" + advice;

@@ -49,6 +49,7 @@ struct LogStatus {
   NodeId self;
   NodeId primary;  ///< none if unknown
   Role role = Role::kBackup;
+  bool rejoining = false;  ///< HardState::rejoining
   Term term;
   LogIndex first, last, commit, applied;
   Membership membership;

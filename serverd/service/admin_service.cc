@@ -62,6 +62,7 @@ NodeStatus AdminService::status() const {
   status.disk_free_bytes = node_.space->own().free_bytes;
   status.uptime_ms = static_cast<std::uint64_t>((node_.env.now() - node_.started) / 1ms);
   status.counters = node_.counters;
+  if (log.rejoining) status.counters["rejoining"] = 1;
   status.counters["conflicts"] = counters.conflicts;
   status.counters["garbage_chunks"] = counters.garbage;
   if (node_.serving) status.counters["leases"] = node_.leases.lease_count();

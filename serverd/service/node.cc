@@ -246,6 +246,7 @@ Task<void> Node::Impl::open() {
   options.cluster = cluster;
   options.dir = config.data_dir;
   options.first_members.members = config.first_members;
+  options.rejoining = config.rejoining;
   options.segment_bytes = config.log_segment_bytes;
   options.flush_bytes = config.log_flush_bytes;
   options.trailing_entries = config.log_trailing_entries;

@@ -36,6 +36,7 @@ struct NodeConfig {
   NodeId self;
   std::string listen;                 ///< HOST:PORT to bind
   std::vector<Member> first_members;  ///< used when the log is created, not later
+  bool rejoining = false;  ///< used when the log is created: this node had one, and lost it
   std::string data_dir;
   // The owner of a new cluster's root directory.
   std::uint32_t root_uid = 0, root_gid = 0, root_mode = 0755;

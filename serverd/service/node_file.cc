@@ -81,7 +81,8 @@ Result<NodeFile> read_node_file(Disk& disk, const std::string& data_dir, std::st
     why = path + " is damaged: format, cluster, node or peers is missing or malformed";
     return Errc::kBadMessage;
   }
-  return NodeFile{*cluster, NodeId(static_cast<std::uint32_t>(node)), std::move(*peers)};
+  return NodeFile{*cluster, NodeId(static_cast<std::uint32_t>(node)),
+                  table["rejoining"].value_or(false), std::move(*peers)};
 }
 
 Status write_node_file(Disk& disk, const std::string& data_dir, const NodeFile& file) {
@@ -91,6 +92,7 @@ Status write_node_file(Disk& disk, const std::string& data_dir, const NodeFile& 
       << "cluster = \"" << file.cluster.hex() << "\"\n"
       << "node = " << file.node.value() << "\n"
       << "peers = \"" << format_peers(file.peers) << "\"\n";
+  if (file.rejoining) out << "rejoining = true\n";  // counts when the log is made
   return write_file_atomically(disk, data_dir + "/node.toml", as_bytes(out.str()));
 }
 

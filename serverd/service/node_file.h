@@ -17,6 +17,7 @@ struct NodeFile {
   static constexpr int kFormat = 1;
   ClusterId cluster;
   NodeId node;
+  bool rejoining = false;     ///< --init found that this node had lost an earlier directory
   std::vector<Member> peers;  ///< of the cluster's first start; later the log knows the members
 };
 

@@ -1,5 +1,6 @@
 #include "test/sim/raft/raft_sim.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -13,7 +14,8 @@ using EventKind = SimCluster::EventKind;
 /// Decides what goes wrong, and when.
 class Nemesis {
  public:
-  explicit Nemesis(SimCluster& cluster) : cluster_(cluster), random_(cluster.random()) {
+  Nemesis(SimCluster& cluster, bool lose_disks)
+      : cluster_(cluster), random_(cluster.random()), lose_disks_(lose_disks) {
     pace_ = 50 * kMillisecond + static_cast<SimTime>(random_.below(400 * kMillisecond));
     load_pace_ = 5 * kMillisecond + static_cast<SimTime>(random_.below(60 * kMillisecond));
     few_voters_ = random_.chance(1, 8);
@@ -22,6 +24,7 @@ class Nemesis {
 
   void act() {
     cluster_.schedule(EventKind::kNemesis, 1 + within(2 * pace_));
+    if (lose_disks_ && random_.chance(1, 10)) return lose_disk();
     switch (random_.below(18)) {
       case 0:
       case 1:
@@ -103,6 +106,24 @@ class Nemesis {
   void crash_primary() {
     if (SimNode* primary = cluster_.primary()) cluster_.crash(*primary);
   }
+  /// One at a time, and of three or more voters: no more than a minority is ever lost.
+  void lose_disk() {
+    SimNode* primary = cluster_.primary();
+    if (primary == nullptr) return;
+    const Membership& members = primary->core->membership();
+    if (std::count_if(members.members.begin(), members.members.end(),
+                      [](const Member& member) { return member.voter; }) < 3) {
+      return;
+    }
+    for (auto& node : cluster_.nodes()) {
+      if (node->lost_disk) return;
+    }
+    for (const Member& member : members.members) {
+      const SimNode& node = cluster_.node(member.id);
+      if (node.up() && node.core->membership() != members) return;
+    }
+    cluster_.lose_disk(primary_or_any());
+  }
   void restart_some() {
     for (auto& node : cluster_.nodes()) {
       if (!node->up() && random_.chance(2, 3)) cluster_.start(*node);
@@ -170,6 +191,9 @@ class Nemesis {
   void change_membership() {
     SimNode* primary = cluster_.primary();
     if (primary == nullptr) return;
+    for (auto& node : cluster_.nodes()) {
+      if (node->lost_disk) return;
+    }
     Membership next = primary->core->membership();
     auto& members = next.members;
     const NodeId id = any_node().id;
@@ -197,6 +221,7 @@ class Nemesis {
 
   SimCluster& cluster_;
   SeededRandom& random_;
+  bool lose_disks_;
   SimTime pace_;
   SimTime load_pace_;
   bool few_voters_;
@@ -236,7 +261,7 @@ void settle(SimCluster& cluster, SimTime until) {
 
 RaftSimReport run_raft_sim(std::uint64_t seed, const RaftSimOptions& options) {
   SimCluster cluster(seed, options);
-  Nemesis nemesis(cluster);
+  Nemesis nemesis(cluster, options.lose_disks);
   cluster.schedule(EventKind::kNemesis, kSecond);
   cluster.schedule(EventKind::kLoad, 0);
   std::uint64_t elections = 0;
@@ -300,6 +325,8 @@ const char* to_string(Mutation mutation) {
       return "apply-before-commit";
     case Mutation::kForgetLeaseAtRestart:
       return "forget-lease-at-restart";
+    case Mutation::kForgetLostDisk:
+      return "forget-lost-disk";
   }
   return "unknown";
 }
@@ -310,7 +337,7 @@ struct CountName {
   const char* name;
   std::uint64_t RaftSimCounts::*value;
 };
-constexpr std::array<CountName, 29> kCounts{{
+constexpr std::array<CountName, 31> kCounts{{
     {"runs", &RaftSimCounts::runs},
     {"steps", &RaftSimCounts::steps},
     {"virtual_ms", &RaftSimCounts::virtual_ms},
@@ -339,6 +366,8 @@ constexpr std::array<CountName, 29> kCounts{{
     {"lease_reads", &RaftSimCounts::lease_reads},
     {"index_reads", &RaftSimCounts::index_reads},
     {"reads_refused", &RaftSimCounts::reads_refused},
+    {"disks_lost", &RaftSimCounts::disks_lost},
+    {"rejoined", &RaftSimCounts::rejoined},
     {"checks", &RaftSimCounts::checks},
 }};
 static_assert(sizeof(RaftSimCounts) == kCounts.size() * sizeof(std::uint64_t));

@@ -37,8 +37,9 @@ enum class Mutation : std::uint8_t {
   kSkipLogSync,
   kApplyBeforeCommit,
   kForgetLeaseAtRestart,
+  kForgetLostDisk,  ///< a node without its disk comes back as if it were new (needs lose_disks)
 };
-inline constexpr Mutation kLastMutation = Mutation::kForgetLeaseAtRestart;
+inline constexpr Mutation kLastMutation = Mutation::kForgetLostDisk;
 const char* to_string(Mutation mutation);
 
 struct RaftSimOptions {
@@ -46,6 +47,7 @@ struct RaftSimOptions {
   unsigned spares = 2;   ///< nodes that may be added
   Duration chaos = std::chrono::seconds(12);   ///< virtual time with faults
   Duration settle = std::chrono::seconds(15);  ///< virtual time within which it must then recover
+  bool lose_disks = false;  ///< now and then a node comes back without its disk, and rejoins
   Mutation mutation = Mutation::kNone;
   bool trace = false;  ///< says every step on standard error
 };
@@ -80,6 +82,8 @@ struct RaftSimCounts {
   std::uint64_t lease_reads = 0;
   std::uint64_t index_reads = 0;    ///< confirmed by a round
   std::uint64_t reads_refused = 0;  ///< a primary without a lease
+  std::uint64_t disks_lost = 0;     ///< only with lose_disks
+  std::uint64_t rejoined = 0;       ///< of them, whole again
   std::uint64_t checks = 0;
 
   RaftSimCounts& operator+=(const RaftSimCounts& other);

@@ -29,6 +29,23 @@ TEST_CASE("Raft simulation: every seed keeps the properties of Raft", "[sim][raf
   WARN(total.describe());
 }
 
+TEST_CASE("Raft simulation: nodes that lose their disks, one at a time, lose nobody's entries",
+          "[sim][raft]") {
+  const std::uint64_t first = from_environment("FERMATA_SIM_FROM", 1);
+  const std::uint64_t count = from_environment("FERMATA_SIM_SEEDS", 400);
+  RaftSimOptions options;
+  options.lose_disks = true;
+  RaftSimCounts total;
+  for (std::uint64_t seed = first; seed < first + count; ++seed) {
+    INFO("seed " << seed);
+    const RaftSimReport report = run_raft_sim(seed, options);
+    REQUIRE(report.violation == "");
+    total += report.counts;
+  }
+  WARN(total.describe());
+  if (count >= 200) CHECK(total.rejoined > count / 4);
+}
+
 TEST_CASE("Raft simulation: one seed is one run", "[sim][raft]") {
   for (std::uint64_t seed = 1; seed <= 20; ++seed) {
     CAPTURE(seed);
@@ -41,6 +58,7 @@ TEST_CASE("Raft simulation: every broken rule is noticed", "[sim][raft][mutation
   for (int i = 1; i <= static_cast<int>(kLastMutation); ++i) {
     RaftSimOptions options;
     options.mutation = static_cast<Mutation>(i);
+    options.lose_disks = options.mutation == Mutation::kForgetLostDisk;
     RaftSimReport report;
     std::uint64_t seed = 0;
     while (report.ok() && seed < kSeedsMax) report = run_raft_sim(++seed, options);

@@ -225,6 +225,10 @@ void SimCluster::start_write(SimNode& node) {
 
 void SimCluster::write_job(SimNode& node, const SimNode::Job& job) {
   if (job.hard_state && options_.mutation != Mutation::kSkipHardStateSync) {
+    if (node.disk_hard.rejoining && !job.hard_state->rejoining) {
+      ++counts_.rejoined;
+      node.lost_disk = false;
+    }
     node.disk_hard = *job.hard_state;
   }
   if (options_.mutation == Mutation::kSkipLogSync) return;
@@ -377,6 +381,18 @@ void SimCluster::crash(SimNode& node) {
   ++node.incarnation;
 }
 
+void SimCluster::lose_disk(SimNode& node) {
+  crash(node);
+  trace(node, "loses its disk");
+  ++counts_.disks_lost;
+  node.lost_disk = true;
+  node.disk_hard = HardState{};
+  node.disk_hard.rejoining = options_.mutation != Mutation::kForgetLostDisk;
+  node.disk_log = SimLog();
+  node.disk_snapshot = SimSnapshot();
+  start(node);
+}
+
 void SimCluster::compact(SimNode& node) {
   if (!node.up() || node.fetching || node.applied < node.log.first_index()) return;
   const SimSnapshot& snapshot = take_snapshot(node);
@@ -465,8 +481,11 @@ void SimCluster::check_commit(SimNode& node) {
   for (const Member& member : node.core->membership().members) {
     if (!member.voter) continue;
     ++voters;
-    const SimLog& disk = this->node(member.id).disk_log;
-    if (commit < disk.first_index() || disk.chain_at(commit) == chain) ++durable;
+    // What a node acknowledged just before it lost its disk may still be counted: nobody is
+    // elected without the others.
+    const SimNode& copy = this->node(member.id);
+    const SimLog& disk = copy.disk_log;
+    if (copy.lost_disk || commit < disk.first_index() || disk.chain_at(commit) == chain) ++durable;
   }
   checker_.on_primary_commit(node.id, node.core->term(), *node.log.term_at(commit), durable,
                              voters);

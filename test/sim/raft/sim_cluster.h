@@ -48,6 +48,7 @@ struct SimNode {
   HardState disk_hard;
   SimLog disk_log;
   SimSnapshot disk_snapshot;
+  bool lost_disk = false;  ///< and has not everything again
 
   // In memory, gone with a crash.
   struct Job {
@@ -116,6 +117,8 @@ class SimCluster {
   // What may befall a node.
   void start(SimNode& node);
   void crash(SimNode& node);
+  /// Crashes, comes back with an empty disk, and rejoins.
+  void lose_disk(SimNode& node);
   void compact(SimNode& node);
   /// Proposes `count` commands at once; a wrong node refuses.
   void propose(SimNode& node, unsigned count);

@@ -220,6 +220,158 @@ TEST_CASE("RaftCore: a restarted node keeps the promise it may have given before
   CHECK_FALSE(group[2].take_sent().at(0).reject);
 }
 
+TEST_CASE("RaftCore: a backup keeps silent for as long as its primary counts on, restarted or not",
+          "[raft]") {
+  Group group(3);
+  group[2].options.election_timeout_min = milliseconds(200);  // the primary: 600 ms
+  group[2].options.clock_drift_max = milliseconds(20);
+  group[2].restart(group.now);
+  group.elect(1);
+  group.deliver();
+  RaftMessage vote = message_to(group[2], 3, RaftKind::kVote, 9);
+  vote.prev_index = LogIndex(50);
+  vote.prev_term = Term(8);
+  group[2].receive(vote, group.now + milliseconds(599));
+  CHECK(group[2].take_sent().at(0).reject);
+  group[2].restart(group.now);
+  group[2].receive(vote, group.now + milliseconds(599));
+  CHECK(group[2].take_sent().at(0).reject);
+  group[2].receive(vote, group.now + milliseconds(600));
+  CHECK_FALSE(group[2].take_sent().at(0).reject);
+}
+
+TEST_CASE("RaftCore: the silence that a backup keeps becomes shorter with its primary's",
+          "[raft]") {
+  const TimePoint now(std::chrono::seconds(100));
+  TestNode node(2, voters({1, 2, 3}), now);
+  RaftMessage append = message_to(node, 1, RaftKind::kAppend, 1);
+  append.silence_ms = 5000;
+  node.receive(append, now);
+  append.silence_ms = 600;
+  node.receive(append, now + std::chrono::seconds(1));
+  CHECK(node.hard.silence_ms == 5000);  // the longer one is not over
+  node.receive(append, now + milliseconds(4500));
+  CHECK(node.hard.silence_ms == 600);
+}
+
+/// The node comes back with an empty disk.
+void lose_disk(TestNode& node, TimePoint now) {
+  node.hard = HardState{};
+  node.hard.rejoining = true;
+  node.log = SimLog();
+  node.restart(now);
+}
+
+TEST_CASE("RaftCore: a node that lost its log elects nobody until it has everything again",
+          "[raft]") {
+  Group group(3);
+  group.elect(1);
+  group.connect_only({1, 3});
+  const LogIndex kept = group[1].propose("kept by 1 and 3", group.now).value();
+  group.run_for(milliseconds(200));
+  REQUIRE(group[1].core->commit() == kept);
+  lose_disk(group[3], group.now);
+  group.connect_only({2, 3});  // neither has it
+  group.run_for(std::chrono::seconds(10));
+  CHECK(group.primary() == 0);
+  CHECK(group[2].core->role() == Role::kCandidate);
+  CHECK(group[3].core->rejoining());
+  group.connect_only({1, 3});  // two, but only one that knows anything
+  group.run_for(std::chrono::seconds(10));
+  CHECK(group.primary() == 0);
+  group.heal();
+  group.run_for(std::chrono::seconds(10));
+  REQUIRE(group.primary() != 0);
+  CHECK_FALSE(group[3].core->rejoining());
+  CHECK_FALSE(group[3].hard.rejoining);
+  CHECK(*group[3].log.entry(kept).data == "kept by 1 and 3");
+  // It counts again.
+  group.connect_only({1, 3});
+  group.run_for(std::chrono::seconds(10));
+  CHECK(group.primary() != 0);
+}
+
+TEST_CASE("RaftCore: a deposed primary commits and reads nothing with a node that forgot its term",
+          "[raft]") {
+  Group group(3);
+  group.elect(1);
+  const LogIndex before = group[1].core->commit();
+  group.connect_only({2, 3});
+  group.elect(2);
+  REQUIRE(group[2].propose("new", group.now).has_value());
+  group.deliver();
+  lose_disk(group[3], group.now);
+  group.connect_only({1, 3});
+  REQUIRE(group[1].core->role() == Role::kPrimary);
+  REQUIRE(group[1].propose("old", group.now).has_value());
+  group.deliver();
+  CHECK(group[3].core->last_index() == group[1].core->last_index());  // it follows who it hears
+  CHECK(group[1].core->commit() == before);
+  CHECK_FALSE(group[1].core->may_read(group.now));
+  group[1].tick(group.now);
+  CHECK(group[1].core->role() != Role::kPrimary);  // no majority heard
+}
+
+TEST_CASE("RaftCore: what a node acknowledged before it lost its log does not count after it",
+          "[raft]") {
+  Group group(5);
+  group.elect(1);
+  group.connect_only({1, 5});
+  const LogIndex last = group[1].propose("on 1 and 5", group.now).value();
+  group.deliver();
+  REQUIRE(group[1].core->progress().at(NodeId(5)).match == last);
+  const LogIndex committed = group[1].core->commit();
+  lose_disk(group[5], group.now);
+  group.lost = [last](const RaftMessage& message) {
+    return message.to == NodeId(5) && !message.entries.empty() &&
+           message.entries.back().index >= last;
+  };
+  const auto held = [&](const RaftMessage& message) {
+    return message.to.value() > 1 && message.to.value() < 5 && !message.entries.empty() &&
+           message.entries.back().index >= last;
+  };
+  const auto lost = group.lost;
+  group.lost = [=](const RaftMessage& message) { return lost(message) || held(message); };
+  group.run_for(std::chrono::seconds(1));
+  CHECK(group[1].core->progress().at(NodeId(5)).match < last);
+  group.lost = [=](const RaftMessage& message) {
+    return lost(message) || (held(message) && message.to != NodeId(4));
+  };
+  group.run_for(milliseconds(300));
+  CHECK(group[1].core->progress().at(NodeId(4)).match == last);
+  CHECK(group[1].core->commit() == committed);  // on 1 and 4 only
+}
+
+TEST_CASE("RaftCore: in a group of two the other has everything: who lost its log counts at once",
+          "[raft]") {
+  Group group(2);
+  group.elect(1);
+  REQUIRE(group[1].propose("a", group.now).has_value());
+  group.run_for(milliseconds(300));
+  lose_disk(group[2], group.now);
+  group.run_for(std::chrono::seconds(10));
+  CHECK(group.primary() == 1);
+  CHECK_FALSE(group[2].hard.rejoining);
+  CHECK(group[2].log.last_index() == group[1].log.last_index());
+}
+
+TEST_CASE("RaftCore: a backup that lacks what it had acknowledged gets it again", "[raft]") {
+  Group group(3);
+  group.elect(1);
+  for (int i = 0; i < 5; ++i) REQUIRE(group[1].propose("x", group.now).has_value());
+  group.run_for(milliseconds(300));
+  const LogIndex last = group[1].core->last_index();
+  REQUIRE(group[1].core->progress().at(NodeId(2)).match == last);
+  const LogEntry first = group[2].log.entry(LogIndex(1));
+  group[2].log = SimLog();
+  REQUIRE(group[2].log.append(first));
+  group[2].restart(group.now);
+  group.run_for(std::chrono::seconds(2));
+  CHECK(group.primary() == 1);
+  CHECK(group[2].log.last_index() == last);
+  CHECK(group[1].core->progress().at(NodeId(2)).match == last);
+}
+
 TEST_CASE("RaftCore: an isolated primary refuses reads, then steps down [6.4]", "[raft]") {
   Group group(3);
   group.elect(1);

@@ -305,6 +305,50 @@ TEST_CASE("cluster: sessions expire also after a transfer of the role has failed
   }
 }
 
+TEST_CASE("cluster: a node that lost its directory rejoins, without a vote until it has everything",
+          "[service]") {
+  const auto eventually = [](Client& client, const std::function<bool()>& done) {
+    for (const auto until = std::chrono::steady_clock::now() + 20s;
+         std::chrono::steady_clock::now() < until; client.run_for(20ms)) {
+      if (done()) return true;
+    }
+    return false;
+  };
+  Daemons daemons;
+  daemons.start_all();
+  Client client(daemons);
+  REQUIRE(client.open_session().has_value());
+  REQUIRE(client.mutate(create_op("before")).has_value());
+  const auto primary = client.primary();
+  REQUIRE(primary);
+  const int lost = *primary % 3 + 1;
+  const int other = lost % 3 + 1;
+  const auto rejoining = [&] {
+    const auto status = client.status(lost);
+    return status && status->counters.contains("rejoining");
+  };
+  const auto is_whole = [&] {
+    const auto status = client.status(lost);
+    return status && !status->counters.contains("rejoining");
+  };
+  REQUIRE(eventually(client, is_whole));  // it may have come late to the cluster's beginning
+  // Without the other one, nobody can say what was committed: it must wait.
+  daemons.kill(lost);
+  daemons.kill(other);
+  std::filesystem::remove_all(daemons.dir(lost));
+  daemons.start(lost);
+  client.run_for(2s);
+  CHECK(rejoining());
+  daemons.start(other);
+  CHECK(eventually(client, is_whole));
+  REQUIRE(client.mutate(create_op("after")).has_value());
+  const auto seen = digests(client);
+  CHECK(seen[0] == seen[1]);
+  CHECK(seen[1] == seen[2]);
+  daemons.kill(other);  // and it counts
+  CHECK(client.mutate(create_op("without the other")).has_value());
+}
+
 TEST_CASE("cluster: a new primary treats old sessions as holders until they have given up",
           "[service]") {
   Daemons daemons;
@@ -353,6 +397,7 @@ TEST_CASE("serverd: what does not fit is refused with one message and changes no
   refused({"--data-dir", dir, "--init", "--node-id", "4", "--peers", daemons.peers()}, 2,
           "does not list node 4");
   refused({"--data-dir", dir, "--cluster-id", "xyz"}, 2, "32 hexadecimal");
+  refused({"--data-dir", dir, "--rejoin"}, 2, "--rejoin goes with --init");
   CHECK(std::filesystem::is_empty(dir));
   daemons.start(1);
   refused({"--data-dir", dir}, 1, "in use by a running");
