@@ -75,6 +75,11 @@ LogIndex DurableLog::durable_index() const {
   return cut_ ? std::min(disk_last_, cut_->prev()) : disk_last_;
 }
 
+bool DurableLog::has_unmarked() const {
+  MutexLock lock(mutex_);
+  return marked_ < (cut_ ? std::min(disk_last_, cut_->prev()) : disk_last_);
+}
+
 bool DurableLog::has_staged() const {
   MutexLock lock(mutex_);
   return hard_staged_ || cut_ || disk_last_.value() < base_index_.value() + slots_.size();
@@ -277,6 +282,8 @@ Status DurableLog::write_state(const State& state) {
   }
   state_ = state;
   ++state_.sequence;
+  MutexLock lock(mutex_);
+  marked_ = state.durable;
   return {};
 }
 
@@ -423,6 +430,22 @@ void DurableLog::forget(LogIndex up_to, std::string membership) {
   FM_ASSERT(up_to <= disk_last_ && (!cut_ || up_to < *cut_) && slot(up_to).offset != 0);
   drop_front(up_to);
   base_membership_ = std::move(membership);
+}
+
+Status DurableLog::mark_durable() {
+  MutexLock io(io_mutex_);
+  Status done = do_mark_durable();
+  return done ? done : poison(done.error());
+}
+
+Status DurableLog::do_mark_durable() {
+  State state = state_;
+  {
+    MutexLock lock(mutex_);
+    FM_CHECK(check_poison());
+    state.durable = cut_ ? std::min(disk_last_, cut_->prev()) : disk_last_;
+  }
+  return state.durable > state_.durable ? write_state(state) : Status();
 }
 
 Status DurableLog::compact() {

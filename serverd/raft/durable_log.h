@@ -78,6 +78,11 @@ class DurableLog final : public LogView {
   Result<std::string> membership_at(LogIndex index) const;
   /// Everything up to here is durable and not being replaced.
   LogIndex durable_index() const;
+  /// `state` does not say yet that everything durable is: until it does, damage to the last batch
+  /// cannot be told from a torn write.
+  bool has_unmarked() const;
+  /// Says so. Blocks; for when nothing is written for a while, and for a clean stop.
+  Status mark_durable();
   /// There is something for persist() to do.
   bool has_staged() const;
 
@@ -149,6 +154,7 @@ class DurableLog final : public LogView {
   Status begin_segment(LogIndex first, Term prev_term, std::uint32_t prev_crc, std::string& buffer);
   Status remove_newest_segment();
   Status do_compact();
+  Status do_mark_durable();
   Status do_reset(LogIndex index, Term term, std::string membership);
 
   const Slot& slot(LogIndex index) const FM_REQUIRES(mutex_);  ///< also of the base
@@ -177,6 +183,7 @@ class DurableLog final : public LogView {
       FM_GUARDED_BY(mutex_);  // the newest entries; all that are not on disk
   std::size_t cache_bytes_ FM_GUARDED_BY(mutex_) = 0;
   std::vector<LogIndex> memberships_ FM_GUARDED_BY(mutex_);  // where membership entries are
+  LogIndex marked_ FM_GUARDED_BY(mutex_);                    // durable according to `state`
   LogIndex disk_last_ FM_GUARDED_BY(mutex_);     // the disk has the log up to here, durably
   LogIndex writing_last_ FM_GUARDED_BY(mutex_);  // or will, when the persist in flight ends
   std::optional<LogIndex> cut_

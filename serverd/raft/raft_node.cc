@@ -25,10 +25,34 @@ RaftNode::RaftNode(Env& env, RaftNodeOptions options, StateMachine& machine,
 RaftNode::~RaftNode() = default;
 
 asio::awaitable<void> RaftNode::stop() {
+  const bool clean = running();
   stopped_ = true;
   fail_waiting(Errc::kShuttingDown);
   tasks_.cancel_all();
   co_await tasks_.join();
+  if (!clean) co_return;
+  const auto mark = [log = log_] { return log->mark_durable(); };
+  const Status marked = co_await blocking<void>(env_, mark);
+  if (!marked) spdlog::error("log: {}", marked.error().message());
+}
+
+/// What escapes from a loop is a bug, and a node that goes on without one of its loops would hold
+/// its role and do nothing.
+asio::awaitable<void> RaftNode::guarded(const char* what, asio::awaitable<void> loop) {
+  std::string escaped;
+  try {
+    co_await std::move(loop);
+  } catch (const std::exception& error) {
+    escaped = std::string(what) + ": " + error.what();
+  }
+  if (!escaped.empty()) fail(std::move(escaped));
+}
+
+asio::awaitable<void> RaftNode::mark_durable() {
+  const auto mark = [log = log_] { return log->mark_durable(); };
+  const Status marked = co_await blocking<void>(env_, mark);
+  marking_ = false;
+  if (!marked) fail("log: " + marked.error().message() + "; what it held before this is safe");
 }
 
 void RaftNode::fail(std::string why) {
@@ -142,6 +166,11 @@ asio::awaitable<void> RaftNode::tick_loop() {
       core_->tick(now, out);
       obey(std::move(out));
     }
+    if (!marking_ && !unreported_ && log_->has_unmarked() &&
+        now - persisted_at_ > options_.mark_after) {
+      marking_ = true;
+      tasks_.spawn("mark durable", mark_durable());
+    }
     if (snapshot_ && !making_snapshot_ && now - snapshot_used_ > options_.snapshot_idle_max) {
       snapshot_used_ = now;
       tasks_.spawn("drop snapshot", drop_idle_snapshot());
@@ -165,6 +194,7 @@ asio::awaitable<void> RaftNode::persist_loop() {
       const auto persist = [log = log_] { return log->persist(); };
       const auto done = co_await blocking<DurableLog::Persisted>(env_, persist);
       if (!running()) co_return;
+      persisted_at_ = env_.now();
       if (!done) {
         fail("log: " + done.error().message() + "; what it held before this is safe");
         co_return;

@@ -65,6 +65,7 @@ struct RaftNodeOptions {
   std::uint64_t trailing_entries = 10000;  ///< kept below the state's durable index, for slow peers
   Duration snapshot_idle_max = std::chrono::minutes(10);  ///< a snapshot nobody reads is removed
   Duration fetch_retry = std::chrono::milliseconds(200);  ///< between attempts to read a piece
+  Duration mark_after = std::chrono::seconds(1);  ///< without new entries: DurableLog::mark_durable
   int fetch_attempts = 25;         ///< in a row without success: the fetch is given up
   bool apply_uncommitted = false;  ///< a rule broken on purpose, in tests only (test/sim)
 };
@@ -123,6 +124,8 @@ class RaftNode final : public ReplicatedLog {
   boost::asio::awaitable<void> tick_loop();
   boost::asio::awaitable<void> persist_loop();
   boost::asio::awaitable<void> apply_loop();
+  boost::asio::awaitable<void> guarded(const char* what, boost::asio::awaitable<void> loop);
+  boost::asio::awaitable<void> mark_durable();
   void send_all(std::vector<RaftMessage> messages);
   bool running() const { return core_.has_value() && !stopped_; }
   void fail(std::string why);
@@ -171,6 +174,8 @@ class RaftNode final : public ReplicatedLog {
   std::vector<RaftMessage> after_persist_;
   bool unreported_ = false;  // staged since the core was last told what is durable
   Waiter persist_wake_;
+  TimePoint persisted_at_{};
+  bool marking_ = false;
 
   // Applying.
   LogIndex commit_;

@@ -513,6 +513,81 @@ TEST_CASE("DurableLog: a damaged record is told from a torn one by what follows 
   }
 }
 
+TEST_CASE("DurableLog: once it is marked durable, a damaged last batch is no torn one",
+          "[raft][log]") {
+  const Quiet quiet;
+  for (const bool marked : {false, true}) {
+    CAPTURE(marked);
+    SimDisk disk(1);
+    {
+      const auto log = open_ok(disk, options(1 << 20));
+      REQUIRE(log->append(entries(1, 5, 1)));
+      REQUIRE(log->persist().has_value());
+      CHECK(log->has_unmarked());
+      if (marked) {
+        REQUIRE(log->mark_durable());
+        CHECK_FALSE(log->has_unmarked());
+        const auto before = disk.syncs();
+        REQUIRE(log->mark_durable());  // costs nothing when there is nothing new
+        CHECK(disk.syncs() == before);
+        // And being replaced is no damage.
+        log->set_hard_state({.term = Term(2), .voted_for = NodeId()});
+        REQUIRE(log->append(entries(4, 5, 2)));
+        CHECK_FALSE(log->has_unmarked());
+        REQUIRE(log->persist().has_value());
+        REQUIRE(log->mark_durable());
+      }
+    }
+    const std::string path = "/node/log/" + log_format::segment_name(LogIndex(1));
+    const std::size_t size = read_file(disk, path, 1 << 24)->size();
+    REQUIRE(disk.corrupt(path, size - 30, 1));
+    std::string why;
+    if (marked) {
+      CHECK(open_fails(disk, why, options(1 << 20)) == Errc::kCorruptLog);
+      CHECK(why.find("--rejoin") != std::string::npos);
+    } else {
+      CHECK(open_ok(disk, options(1 << 20))->last_index() == LogIndex(4));
+    }
+  }
+}
+
+TEST_CASE("DurableLog: the state remembers a loss, and is read as version 1 wrote it",
+          "[raft][log]") {
+  SimDisk disk(1);
+  auto lost = options();
+  lost.rejoining = true;
+  CHECK(open_ok(disk, lost)->hard_state().rejoining);
+  HardState hard = open_ok(disk)->hard_state();  // the flag counts when the log is made
+  CHECK(hard.rejoining);
+  {
+    const auto log = open_ok(disk);
+    hard = {.term = Term(4), .voted_for = NodeId(2), .rejoining = false, .silence_ms = 700};
+    log->set_hard_state(hard);
+    REQUIRE(log->persist().has_value());
+  }
+  CHECK(open_ok(disk, lost)->hard_state() == hard);
+
+  auto bytes = *read_file(disk, "/node/log/state", 1 << 20);
+  auto block = load_le<log_format::StateBlock>(bytes.data());
+  block.version = 1;
+  const std::string membership = "first members";
+  const auto crc_of = [&] {
+    const auto whole = std::as_bytes(std::span(&block, 1));
+    return crc32c(as_bytes(membership),
+                  crc32c(whole.subspan(16, log_format::kStateBlockBytesV1 - 16), 1));
+  };
+  block.crc = crc_of();
+  for (const std::size_t at : {std::size_t{0}, log_format::kStateCopyBytes}) {
+    std::memcpy(bytes.data() + at, &block, log_format::kStateBlockBytesV1);
+    std::memcpy(bytes.data() + at + log_format::kStateBlockBytesV1, membership.data(),
+                membership.size());
+  }
+  REQUIRE(write_file_atomically(disk, "/node/log/state", bytes));
+  hard.silence_ms = 0;
+  CHECK(open_ok(disk)->hard_state() == hard);
+  CHECK(open_ok(disk)->base_membership() == membership);
+}
+
 TEST_CASE("DurableLog: missing files are found", "[raft][log]") {
   const Quiet quiet;
   for (int which = 0; which < 4; ++which) {
