@@ -113,6 +113,13 @@ void RaftNode::obey(Output out) {
   check_reads();
   if (!running()) return;
   for (const NodeId peer : out.wants_snapshot) want_snapshot(peer);
+  for (const NodeId peer : out.forgetful) {
+    ++counters_.peers_forgetful;
+    spdlog::error(
+        "node {}: node {} lacks log entries that it had acknowledged; they are sent again. Look "
+        "at its disk, and whether an old copy of its directory was put back",
+        options_.raft.self.value(), peer.value());
+  }
   if (out.fetch_snapshot) {
     tasks_.spawn("fetch snapshot", fetch_snapshot(*out.fetch_snapshot, out.fetch_from));
   }
@@ -137,13 +144,6 @@ void RaftNode::note_role() {
 
 /// Tells the state machine its role: a new primary once its own first entry is applied, so that
 /// everything its predecessors committed is too.
-  for (const NodeId peer : out.forgetful) {
-    ++counters_.peers_forgetful;
-    spdlog::error(
-        "node {}: node {} lacks log entries that it had acknowledged; they are sent again. Look "
-        "at its disk, and whether an old copy of its directory was put back",
-        options_.raft.self.value(), peer.value());
-  }
 void RaftNode::tell_role() {
   if (stopped_ || (role_ == told_role_ && role_term_ == told_term_)) return;
   if (role_ == Role::kPrimary && applied_ < own_first_) return;

@@ -108,8 +108,8 @@ class RaftNode final : public ReplicatedLog {
     std::uint64_t snapshots_installed = 0;
     std::uint64_t snapshot_bytes_fetched = 0;
     std::uint64_t snapshot_fetches_failed = 0;
-  };
     std::uint64_t peers_forgetful = 0;  ///< times that a peer lacked what it had acknowledged
+  };
   const Counters& counters() const { return counters_; }
 
  private:

@@ -50,9 +50,14 @@ Task<void> RaftNode::start(std::string* why) {
   role_ = told_role_ = core_->role();
   role_term_ = told_term_ = core_->term();
   machine_.on_role(role_, role_term_);
-  tasks_.spawn("raft ticks", tick_loop());
-  tasks_.spawn("raft persist", persist_loop());
-  tasks_.spawn("raft apply", apply_loop());
+  if (core_->rejoining()) {
+    spdlog::warn(
+        "node {}: rejoins after the loss of its log: no vote until it has everything again",
+        options_.raft.self.value());
+  }
+  tasks_.spawn("raft ticks", guarded("raft ticks", tick_loop()));
+  tasks_.spawn("raft persist", guarded("raft persist", persist_loop()));
+  tasks_.spawn("raft apply", guarded("raft apply", apply_loop()));
   co_return Status();
 }
 
@@ -68,12 +73,12 @@ Task<void> RaftNode::open(std::string* why) {
                                 .first_membership = options_.first_members.members.empty()
                                                         ? std::string()
                                                         : encode_membership(options_.first_members),
+                                .rejoining = options_.rejoining,
                                 .segment_bytes = options_.segment_bytes,
                                 .cache_bytes = options_.log_cache_bytes};
   auto opened = std::make_shared<Opened>();
   const auto work = [opened, log_options = std::move(log_options), disk = &env_.disk(),
                      snapshots = snapshots_]() -> Status {
-                                .rejoining = options_.rejoining,
     auto log = DurableLog::open(*disk, log_options, opened->why);
     if (!log) return log.error();
     opened->log = std::move(*log);
