@@ -521,7 +521,10 @@ TEST_CASE("DurableLog: once it is marked durable, a damaged last batch is no tor
     SimDisk disk(1);
     {
       const auto log = open_ok(disk, options(1 << 20));
-      REQUIRE(log->append(entries(1, 5, 1)));
+      REQUIRE(log->append(entries(1, 4, 1)));
+      REQUIRE(log->persist().has_value());
+      CHECK_FALSE(log->has_unmarked());  // the segment is new, and was said to be there
+      REQUIRE(log->append(entries(5, 5, 1)));
       REQUIRE(log->persist().has_value());
       CHECK(log->has_unmarked());
       if (marked) {
