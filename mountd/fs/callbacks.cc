@@ -76,7 +76,6 @@ asio::awaitable<void> FileSystem::on_new_session(SessionId fresh) {
     file->fenced = true;
     ++fenced;
   }
-  locks_.lose_all();
   if (unlocked != 0) {
     spdlog::warn(
         "the session was over: write locks on {} files are lost, what was written under "

@@ -1,13 +1,24 @@
 #include "mountd/fs/held_locks.h"
 
 #include <algorithm>
+#include <set>
 
 namespace fermata::mountd {
 
 void HeldLocks::apply(InodeId inode, LockSpace space, const HeldLock& lock) {
   MutexLock guard(mutex_);
   LockList& held = locks_[{inode, space}];
-  set_lock(held, lock);
+  if (lock.type == LockType::kUnlock) {
+    std::set<LockOwner> owners;
+    for (const HeldLock& other : held) {
+      if (other.owner.number == lock.owner.number) owners.insert(other.owner);
+    }
+    for (const LockOwner& owner : owners) {
+      set_lock(held, {owner, lock.range, LockType::kUnlock, lock.pid});
+    }
+  } else {
+    set_lock(held, lock);
+  }
   if (held.empty()) locks_.erase({inode, space});
 }
 
@@ -34,9 +45,9 @@ bool HeldLocks::lost_exclusive(InodeId inode, SessionId now) const {
   return false;
 }
 
-void HeldLocks::lose_all() {
-  MutexLock guard(mutex_);
-  locks_.clear();
+bool HeldLocks::lost_any(InodeId inode, LockSpace space, std::uint64_t owner, SessionId now) const {
+  return std::ranges::any_of(of_owner(inode, space, owner),
+                             [&](const HeldLock& lock) { return lock.owner.session != now; });
 }
 
 }  // namespace fermata::mountd

@@ -14,7 +14,8 @@ namespace fermata::mountd {
 
 class HeldLocks {
  public:
-  /// The cluster granted (or released) it in the owner's session.
+  /// The cluster granted (or released) it in the owner's session. A release also ends what the
+  /// owner held under sessions that are over.
   void apply(InodeId inode, LockSpace space, const HeldLock& lock);
   /// What the owner holds on the file.
   LockList of_owner(InodeId inode, LockSpace space, std::uint64_t owner) const;
@@ -23,8 +24,9 @@ class HeldLocks {
   }
   /// It is locked for writing by the grant of a session other than `now`: others may have it.
   bool lost_exclusive(InodeId inode, SessionId now) const;
-  /// All are gone with the session.
-  void lose_all();
+  /// The owner holds a lock here that was granted in another session: the cluster has released it,
+  /// and others may have changed what the owner thinks it protects.
+  bool lost_any(InodeId inode, LockSpace space, std::uint64_t owner, SessionId now) const;
 
  private:
   mutable Mutex mutex_;

@@ -201,16 +201,21 @@ Task<LockList> FileSystem::try_lock(LoopContext& at, Credentials who, FilePtr fi
   const LockList before = locks_.of_owner(op.inode, op.space, op.owner);
   // A lock belongs to the session that it is granted in: the answer must be of the one asked in.
   constexpr int kSessionsMax = 3;
-  SessionId session = session_.id();
-  auto reply = co_await at.client->mutate(who, op, {}, session);
-  for (int i = 1; !reply && reply.error() == Errc::kSessionExpired && i < kSessionsMax; ++i) {
-    if (op.type == LockType::kUnlock) co_return before;  // gone with the session
+  const bool acquires = op.type != LockType::kUnlock;
+  SessionId session;
+  Result<MutationReply> reply = Errc::kSessionExpired;
+  for (int i = 0; !reply && reply.error() == Errc::kSessionExpired && i < kSessionsMax; ++i) {
     session = session_.id();
+    // A lock that went with its session cannot be built upon: whoever holds it must let go first.
+    if (acquires && locks_.lost_any(op.inode, op.space, op.owner, session)) {
+      co_return std::errc::io_error;
+    }
     reply = co_await at.client->mutate(who, op, {}, session);
   }
-  if (!reply) co_return reply.error();
+  const bool gone = !reply && !acquires && reply.error() == Errc::kSessionExpired;
+  if (!reply && !gone) co_return reply.error();
   locks_.apply(op.inode, op.space, {{session, op.owner}, op.range, op.type, op.pid});
-  if (reply->attr) {
+  if (!gone && reply->attr) {
     const Attr attr = *reply->attr;
     co_await settle_lineage(at, attr);
     table_.apply(attr, reply->stamp, reply->leased);

@@ -334,6 +334,9 @@ TEST_CASE("locks: a holder whose session is over is fenced", "[locks]") {
   Fd mine(a + "/f", O_RDWR);
   REQUIRE(set_lock(mine, F_OFD_SETLK, F_WRLCK) == 0);
   mine.pwrite("bad", 0);
+  write_file(a + "/read", "x");
+  Fd reader(a + "/read", O_RDWR);
+  REQUIRE(set_lock(reader, F_OFD_SETLK, F_RDLCK) == 0);
   std::ifstream pidfile(cluster.dir() + "/mount.pid");
   pid_t daemon = 0;
   REQUIRE(pidfile >> daemon);
@@ -346,6 +349,10 @@ TEST_CASE("locks: a holder whose session is over is fenced", "[locks]") {
   }
   REQUIRE(kill(daemon, SIGCONT) == 0);
   CHECK(errno_of(fsync(mine.get())) == ESTALE);
+  // What was read under a lock that is gone is nothing to build on.
+  CHECK(set_lock(reader, F_OFD_SETLK, F_WRLCK) == EIO);
+  CHECK(set_lock(reader, F_OFD_SETLK, F_UNLCK) == 0);
+  CHECK(set_lock(reader, F_OFD_SETLK, F_WRLCK) == 0);
   mine.pwrite("worse", 0);
   CHECK(errno_of(fsync(mine.get())) == ESTALE);  // once refused, refused for good
   CHECK(read_file(b + "/f") == "old");
