@@ -603,7 +603,7 @@ Status CachedCopy::note_clean(Version version, const ChangeScan& scan, std::vect
     clean_known_ = true;
     chunks_ = std::move(chunks);
     scanned_.clear();
-    updating_ = false;
+    if (std::exchange(updating_, false)) ++updates_;
     if (after == After::kClosed && dirty_.empty() && !written_since) {
       maybe_dirty_ = false;
       untracked_ = false;
@@ -627,11 +627,6 @@ void CachedCopy::note_closed() {
   save_stale_ = true;
 }
 
-bool CachedCopy::updating() const {
-  const MutexLock lock(mutex_);
-  return updating_;
-}
-
 Result<bool> CachedCopy::settle_closed() {
   {
     const MutexLock lock(mutex_);
@@ -650,7 +645,7 @@ Status CachedCopy::begin_update() {
     if (!complete()) return Errc::kRetry;
     // Somebody wrote since the caller looked: that is to be kept.
     if (!updating_ && !(dirty_.empty() && scanned_.empty())) return std::errc::text_file_busy;
-    updating_ = true;
+    if (!std::exchange(updating_, true)) ++updates_;
   }
   return save_meta(posix::Durability::kNone);
 }

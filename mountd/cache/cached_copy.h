@@ -148,7 +148,9 @@ class CachedCopy {
   /// Errors: ETXTBSY when it has been written to.
   Status begin_update();
   /// begin_update() was called and no note_clean() has followed: the content is no version.
-  bool updating() const;
+  bool updating() const { return updates() % 2 != 0; }
+  /// Grows by one when an update in place begins and when it ends: odd while one is under way.
+  std::uint64_t updates() const { return updates_.load(std::memory_order_acquire); }
   /// Blocking. Its commit was refused for good: found by no lookup any more, kept and listed.
   Status mark_conflict();
   /// Its content is not wanted any more (unlinked and closed, or a conflict resolved by people):
@@ -199,6 +201,7 @@ class CachedCopy {
   std::atomic<bool> suspect_{false};    // the machine went down since: verify before use
   std::atomic<bool> dropped_{false};    // the destructor removes the files
   std::atomic<std::uint32_t> pins_{0};
+  std::atomic<std::uint64_t> updates_{0};
   std::atomic<std::int64_t> last_use_ns_;
   std::atomic<std::uint64_t> uncharged_bytes_{0};  // written since the last recharge()
 

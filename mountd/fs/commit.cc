@@ -139,8 +139,13 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
   if (!input.copy || !view) co_return fermata::Status{};
   if (input.copy->conflict()) co_return from_errno(ESTALE);  // was refused for good, and still is
   if (!input.copy->maybe_dirty() && !kill) co_return fermata::Status{};
-  if (input.copy->updating())
-    co_return std::errc::io_error;  // it holds no version: see lock_ops.cc
+  if (input.copy->updating()) {
+    // Another program's lock brings it up to date just now. If that has failed it holds no version.
+    auto pass = co_await file->gate.enter();
+    if (!pass) co_return pass.error();
+    pass->release();
+    if (input.copy->updating()) co_return std::errc::io_error;
+  }
   // Nobody can open an unlinked file's next version: it ends with its last close here.
   if (view->attr_known && view->attr.nlink == 0) co_return fermata::Status{};
   struct Look {

@@ -151,7 +151,13 @@ asio::awaitable<void> FileSystem::settle_lineage(LoopContext& at, const Attr att
     copy = file->copy;
   }
   if (!copy) co_return;
-  const auto job = [copy] { return copy->is_modified(); };
+  const auto job = [copy]() -> Result<bool> {
+    // What an update in place writes is nobody's work (lock_ops.cc).
+    const std::uint64_t updates = copy->updates();
+    if (copy->updating()) return false;
+    FM_TRY(const bool modified, copy->is_modified());
+    return modified && copy->updates() == updates;
+  };
   const auto modified = co_await blocking<bool>(*at.env, job);
   if (modified && *modified) file->sticky = true;
 }
