@@ -314,15 +314,16 @@ RunResult MiniCluster::fermata(const std::string& arguments) {
   return run(bin("fermata") + " " + arguments, std::chrono::seconds(180));
 }
 
-long MiniCluster::rpc_count(const std::string& mount_point) {
+std::map<std::string, long> MiniCluster::rpc_counts(const std::string& mount_point) {
   const RunResult result = fermata("cache stat --json " + mount_point);
   std::error_code error;
   const json::value document = json::parse(result.out, error);
   if (error || !document.is_object()) fail("cache stat gave no JSON", result);
-  long total = 0;
-  for (const auto& field : document.as_object().at("rpcs").as_object())
-    if (field.key() != "renew_session") total += field.value().to_number<long>();
-  return total;
+  std::map<std::string, long> counts;
+  for (const auto& field : document.as_object().at("rpcs").as_object()) {
+    if (field.key() != "renew_session") counts[field.key()] = field.value().to_number<long>();
+  }
+  return counts;
 }
 
 std::string MiniCluster::logs() const {

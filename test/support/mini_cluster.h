@@ -8,6 +8,7 @@
 
 #include <chrono>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -72,8 +73,8 @@ class MiniCluster {
   bool digests_equal();
   /// A command of `fermata`: `fermata("status " + servers())`.
   RunResult fermata(const std::string& arguments);
-  /// RPCs that the mount's daemon has made, all methods but session renewals.
-  long rpc_count(const std::string& mount_point);
+  /// RPCs that the mount's daemon has made, by method; without session renewals.
+  std::map<std::string, long> rpc_counts(const std::string& mount_point);
 
   /// Copies the logs to where CI can show them.
   std::string logs() const;

@@ -125,6 +125,35 @@ TEST_CASE_METHOD(ContentWorld, "commit: a stale base changes nothing, or is list
   CHECK(c.path_hint == "/f");
 }
 
+TEST_CASE_METHOD(ContentWorld, "commit: the file changed when it was written", "[serverd][meta]") {
+  const auto write_at = [&](Timestamp mtime) {
+    CommitOp op;
+    op.inode = f;
+    op.base = d.version(f);
+    op.whole = true;
+    op.size_bytes = 1;
+    op.mtime = mtime;
+    REQUIRE(d.mutate(op, "x").error == 0);
+    return *d.ns->attr(f);
+  };
+  const auto plus = [](Timestamp time, std::int64_t seconds) {
+    time.seconds += seconds;
+    return time;
+  };
+  const Timestamp created = d.ns->attr(f)->ctime;
+  const Timestamp written{created.seconds, created.nanoseconds + 1};
+  CHECK(write_at(written).mtime == written);
+  CHECK(d.ns->attr(f)->ctime == written);  // not when it was closed
+  // Times that hide the change, or are no clock's: now.
+  const Timestamp hidden = write_at(written).ctime;
+  CHECK(hidden > written);
+  const Timestamp future = plus(hidden, 1'000'000);
+  const auto after = write_at(future);
+  CHECK(after.mtime == future);
+  CHECK((after.ctime > hidden && after.ctime < future));
+  CHECK(write_at(plus(created, -1000)).ctime == after.ctime);  // never backwards
+}
+
 TEST_CASE_METHOD(ContentWorld, "history: names and attributes as of an index", "[serverd][meta]") {
   const LogIndex made = d.ns->applied_index();
   d.write(f, "one");

@@ -1,0 +1,52 @@
+// Random programs on mounts and on ext4, compared call by call (test/model/mount).
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <cstdio>
+#include <filesystem>
+
+#include "test/integration/cluster/files.h"
+#include "test/support/mini_cluster.h"
+
+namespace fermata::test {
+namespace {
+
+// The oracle is ext4 in a file, whatever this machine's own filesystem is.
+std::string make_ext4(const MiniCluster& cluster) {
+  const std::string image = cluster.dir() + "/ext4.img";
+  const std::string point = cluster.dir() + "/ext4";
+  std::filesystem::create_directories(point);
+  const RunResult made = run("truncate -s 1G " + image + " && mkfs.ext4 -q " + image +
+                             " && mount -o loop " + image + " " + point);
+  if (made.exit_code != 0) FAIL("no ext4 to compare with: " << made.out);
+  return point;
+}
+
+void compare(MiniCluster& cluster, const std::string& places, const std::string& arguments) {
+  const RunResult result = run(cluster.bin("model_mount") + " " + places + " --local " +
+                                   make_ext4(cluster) + " " + arguments,
+                               std::chrono::minutes(25));
+  std::printf("%s\n", result.out.c_str());
+  CHECK(result.exit_code == 0);
+  if (result.exit_code == 0) CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("model: a mount does what ext4 does", "[model]") {
+  FM_NEEDS_MOUNTS();
+  const std::string options = GENERATE(std::string(), std::string("nopassthrough"));
+  CAPTURE(options);
+  MiniCluster cluster({3, true, options});
+  compare(cluster, "--mount " + cluster.mnt(), "--seeds 100 --ops 400 --processes 2 --jobs 4");
+}
+
+TEST_CASE("model: two mounts together do what ext4 does", "[model]") {
+  FM_NEEDS_MOUNTS();
+  const std::string options = GENERATE(std::string(), std::string("nopassthrough"));
+  CAPTURE(options);
+  MiniCluster cluster({3, true, options});
+  const std::string other = cluster.mount_another(options);
+  compare(cluster, "--mount " + cluster.mnt() + " --mount " + other,
+          "--seeds 40 --ops 400 --processes 4 --jobs 4");
+}
+
+}  // namespace
+}  // namespace fermata::test
