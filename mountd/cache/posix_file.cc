@@ -7,13 +7,18 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <limits>
 
 #include "common/env/disk.h"
 
 namespace fermata::mountd {
 namespace {
 
+// Saturates: 64 bits of nanoseconds end in 2262.
 std::int64_t to_ns(const timespec& time) {
+  constexpr std::int64_t kSecondsMax = std::numeric_limits<std::int64_t>::max() / 1'000'000'000 - 1;
+  if (time.tv_sec > kSecondsMax) return std::numeric_limits<std::int64_t>::max();
+  if (time.tv_sec < -kSecondsMax) return std::numeric_limits<std::int64_t>::min();
   return static_cast<std::int64_t>(time.tv_sec) * 1'000'000'000 + time.tv_nsec;
 }
 

@@ -1,5 +1,8 @@
 #include "mountd/fs/attributes.h"
 
+#include <algorithm>
+#include <limits>
+
 namespace fermata::mountd {
 
 mode_t mode_type(FileType type) {
@@ -58,17 +61,25 @@ struct stat to_stat(const Attr& attr) {
   return out;
 }
 
-void overlay_backing(struct stat& to, const BackingStat& backing, std::int64_t mtime_base_ns) {
+void overlay_backing(struct stat& to, const BackingStat& backing, std::int64_t mtime_base_ns,
+                     std::int64_t mtime_floor_ns) {
   to.st_size = static_cast<off_t>(backing.size_bytes);
   to.st_blocks = static_cast<blkcnt_t>((backing.allocated_bytes + 511) / 512);
-  if (backing.mtime_ns != mtime_base_ns) {
-    to.st_mtim = to_timespec(from_ns(backing.mtime_ns));
-    if (to_ns(from_timespec(to.st_ctim)) < backing.mtime_ns) to.st_ctim = to.st_mtim;
-  }
+  if (backing.mtime_ns == mtime_base_ns) return;
+  const std::int64_t mtime_ns = std::max(backing.mtime_ns, mtime_floor_ns);
+  to.st_mtim = to_timespec(from_ns(mtime_ns));
+  if (to_ns(from_timespec(to.st_ctim)) < mtime_ns) to.st_ctim = to.st_mtim;
 }
 
 bool means_gone(std::error_code error) {
   return error == std::errc::no_such_file_or_directory || error == from_errno(ESTALE);
+}
+
+std::int64_t to_ns(const Timestamp& time) {
+  constexpr std::int64_t kSecondsMax = std::numeric_limits<std::int64_t>::max() / 1'000'000'000 - 1;
+  if (time.seconds > kSecondsMax) return std::numeric_limits<std::int64_t>::max();
+  if (time.seconds < -kSecondsMax) return std::numeric_limits<std::int64_t>::min();
+  return time.seconds * 1'000'000'000 + time.nanoseconds;
 }
 
 Timestamp from_ns(std::int64_t ns) {

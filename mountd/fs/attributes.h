@@ -14,15 +14,16 @@ mode_t mode_type(FileType type);
 /// From S_IFMT bits; regular for unknown ones.
 FileType type_of_mode(mode_t mode);
 struct stat to_stat(const Attr& attr);
-/// Puts what the backing file knows better over `to`: size, allocation, and the mtime if it moved.
-void overlay_backing(struct stat& to, const BackingStat& backing, std::int64_t mtime_base_ns);
+/// Puts what the backing file knows better over `to`: size, allocation, and the mtime if it moved
+/// (file_state.h has base and floor).
+void overlay_backing(struct stat& to, const BackingStat& backing, std::int64_t mtime_base_ns,
+                     std::int64_t mtime_floor_ns);
 
 /// Of an answer about an inode: it has been removed.
 bool means_gone(std::error_code error);
 
-constexpr std::int64_t to_ns(const Timestamp& time) {
-  return time.seconds * 1'000'000'000 + time.nanoseconds;
-}
+/// Since 1970. Saturates: 64 bits of nanoseconds end in 2262.
+std::int64_t to_ns(const Timestamp& time);
 Timestamp from_ns(std::int64_t ns);
 Timestamp from_timespec(const timespec& time);
 timespec to_timespec(const Timestamp& time);

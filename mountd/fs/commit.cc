@@ -125,6 +125,7 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
   std::int64_t mtime_base = 0;
   input.under = session_.id();
   bool lock_lost = locks_.lost_exclusive(file->inode, input.under);
+  std::int64_t mtime_floor = 0;
   {
     MutexLock lock(file->mutex);
     lock_lost = lock_lost || file->lock_lost;
@@ -133,6 +134,7 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
     const bool other_session = file->work_session && file->work_session != input.under;
     input.may_replace = !file->fenced && !other_session;
     mtime_base = file->mtime_base_ns;
+    mtime_floor = file->mtime_floor_ns;
   }
   kill = input.clear_suid_sgid;
   const auto view = table_.find(file->node);
@@ -161,7 +163,8 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
   };
   FM_CO_TRY(const auto look, co_await blocking<Look>(*at.env, job));
   const bool mtime_moved = look.backing.mtime_ns != mtime_base;
-  input.mtime_ns = mtime_moved ? look.backing.mtime_ns : to_ns(view->attr.mtime);
+  input.mtime =
+      mtime_moved ? from_ns(std::max(look.backing.mtime_ns, mtime_floor)) : view->attr.mtime;
   input.cred = who;
   if (look.modified) file->sticky = true;  // what is being committed stays the mount's
   if (look.modified && lock_lost) {
@@ -178,22 +181,22 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
     }
   }
   if (mtime_moved || input.clear_suid_sgid) {
-    FM_CO_CHECK(co_await send_times(at, who, file, look.backing.mtime_ns, input.clear_suid_sgid));
+    FM_CO_CHECK(co_await send_times(at, who, file, input, look.backing.mtime_ns));
   }
   co_return fermata::Status{};
 }
 
 // Written, but with the bytes that were there already: only the time is news.
-Task<void> FileSystem::send_times(LoopContext& at, Credentials who, FilePtr file,
-                                  std::int64_t mtime_ns, bool clear_suid_sgid) {
+Task<void> FileSystem::send_times(LoopContext& at, Credentials who, FilePtr file, CommitInput input,
+                                  std::int64_t backing_mtime_ns) {
   SetAttrOp op;
   op.inode = file->inode;
-  op.mtime = from_ns(mtime_ns);
-  op.clear_suid_sgid = clear_suid_sgid;
+  op.mtime = input.mtime;
+  op.clear_suid_sgid = input.clear_suid_sgid;
   FM_CO_TRY(const auto reply, co_await at.client->mutate(who, op));
   if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
   MutexLock lock(file->mutex);
-  file->mtime_base_ns = mtime_ns;
+  file->mtime_base_ns = backing_mtime_ns;
   co_return fermata::Status{};
 }
 

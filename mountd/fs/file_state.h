@@ -70,6 +70,9 @@ struct FileState {
   /// The session under which what no commit has taken was begun; in another one the commit is
   /// fenced: it takes effect only if nobody else has committed since.
   SessionId work_session FM_GUARDED_BY(mutex);
+  /// No local write counts as older than this, the last change that was recorded when the writing
+  /// began: this machine's clock may lag behind the primary's.
+  std::int64_t mtime_floor_ns FM_GUARDED_BY(mutex) = 0;
   bool fenced FM_GUARDED_BY(mutex) = false;  ///< written under a session that is over
   /// Written under a lock that was lost with its session: its commit is refused.
   bool lock_lost FM_GUARDED_BY(mutex) = false;

@@ -118,14 +118,16 @@ struct stat FileSystem::stat_of(const View& view) {
   if (file.writers.load() == 0 && !file.mapped.load() && !file.sticky.load()) return out;
   CachePin copy;
   std::int64_t mtime_base = 0;
+  std::int64_t mtime_floor = 0;
   {
     MutexLock lock(file.mutex);
     copy = file.copy;
     mtime_base = file.mtime_base_ns;
+    mtime_floor = file.mtime_floor_ns;
     if (file.kill_privileges) out.st_mode &= ~mode_t{S_ISUID | S_ISGID};
   }
   if (!copy || !copy->complete()) return out;
-  if (const auto backing = copy->stat()) overlay_backing(out, *backing, mtime_base);
+  if (const auto backing = copy->stat()) overlay_backing(out, *backing, mtime_base, mtime_floor);
   return out;
 }
 
@@ -430,6 +432,7 @@ Status FileSystem::set_backing_times(const FilePtr& file, const Attr& attr, cons
   FM_TRY(const auto backing, copy->stat());
   MutexLock lock(file->mutex);
   file->mtime_base_ns = backing.mtime_ns;
+  file->mtime_floor_ns = to_ns(attr.ctime);
   return {};
 }
 

@@ -37,6 +37,7 @@
 #include "mountd/fs/mapped_watch.h"
 #include "mountd/fs/node_table.h"
 #include "mountd/fs/request_task.h"
+#include "mountd/fs/write_back.h"
 #include "mountd/fuse/fuse_session.h"
 #include "mountd/fuse/notifier.h"
 #include "mountd/fuse/operations.h"
@@ -354,8 +355,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<void> commit_once(LoopContext& at, Credentials who, FilePtr file);
   /// `kill`: it was to clear setuid and setgid.
   Task<void> commit_now(LoopContext& at, Credentials who, FilePtr file, bool& kill);
-  Task<void> send_times(LoopContext& at, Credentials who, FilePtr file, std::int64_t mtime_ns,
-                        bool clear_suid_sgid);
+  Task<void> send_times(LoopContext& at, Credentials who, FilePtr file, CommitInput input,
+                        std::int64_t backing_mtime_ns);
   void after_commit(const FilePtr& file, const MutationReply& reply, std::int64_t mtime_ns,
                     SessionId under);
   Task<void> refused(LoopContext& at, FilePtr file, CachePin copy, std::error_code error);

@@ -275,6 +275,9 @@ Task<FileSystem::OpenWish> FileSystem::prepare_writer(LoopContext& at, FilePtr f
   CachePin copy;
   bool may_pass = false;
   bool first = false;
+  const auto view = table_.find(file->node);
+  const bool first_writer =
+      file->writers.load() == 0 && !file->sticky.load() && !file->mapped.load();
   {
     MutexLock lock(file->mutex);
     copy = file->copy;
@@ -284,6 +287,7 @@ Task<FileSystem::OpenWish> FileSystem::prepare_writer(LoopContext& at, FilePtr f
     if (copy && copy->complete() && !copy->maybe_dirty()) {
       if (const auto backing = copy->stat()) file->mtime_base_ns = backing->mtime_ns;
     }
+    if (first_writer && view) file->mtime_floor_ns = to_ns(view->attr.ctime);
   }
   if (!copy) co_return stale();
   if (wish.kill_suidgid) note_kill(file);

@@ -149,7 +149,7 @@ Task<Attempt> send(Env& env, ClusterClient& client, const CommitInput& input, Ch
   op.base = copy->base();
   op.whole = plan.whole;
   op.replace_newer = replace;
-  op.mtime = from_ns(input.mtime_ns);
+  op.mtime = input.mtime;
   op.clear_suid_sgid = input.clear_suid_sgid;
   op.path_hint = input.path_hint;
   Attempt out;

@@ -35,7 +35,7 @@ CommitPlan plan_commit(const ChangeScan& scan, const std::vector<ChunkId>& base_
 struct CommitInput {
   CachePin copy;
   Credentials cred;
-  std::int64_t mtime_ns = 0;
+  Timestamp mtime;
   bool clear_suid_sgid = false;
   bool may_replace = true;  ///< false: a stale base is final (fenced)
   SessionId under;          ///< that it may be committed in; none: any

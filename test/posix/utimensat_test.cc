@@ -110,6 +110,19 @@ TEST_CASE("futimens: what is set after writing stays when the file is closed") {
   CHECK(times_of("f").mtime == 2'000'000'000'002);
 }
 
+TEST_CASE("futimens: the far future too, where 64 bits of nanoseconds do not reach") {
+  Fd fd = open_fd("f", O_CREAT | O_WRONLY);
+  write_at(fd, "content");
+  const timespec times[2] = {{12'000'000'000, 1}, {12'000'000'001, 2}};  // 2350
+  OK(::futimens(fd, times));
+  CHECK(fstat_of(fd).st_mtim.tv_sec == 12'000'000'001);
+  OK(fd.close());
+  const auto found = stat_of("f");
+  CHECK(found.st_atim.tv_sec == 12'000'000'000);
+  CHECK(found.st_mtim.tv_sec == 12'000'000'001);
+  CHECK(found.st_mtim.tv_nsec == 2);
+}
+
 TEST_CASE("utimensat: by path while another descriptor has written and closes later") {
   make_file("f", "abc");
   Fd fd = open_fd("f", O_WRONLY);
