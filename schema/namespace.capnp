@@ -95,6 +95,7 @@ struct Mutation {
     atimeNow @6 :Bool;
     mtimeNow @7 :Bool;
     clearSuidSgid @8 :Bool;
+    written @9 :Bool;
   }
   struct SetXattr { inode @0 :UInt64; name @1 :Data; value @2 :Data; flags @3 :UInt32; }
   struct RemoveXattr { inode @0 :UInt64; name @1 :Data; }

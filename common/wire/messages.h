@@ -293,6 +293,7 @@ struct SetAttrOp {
   bool atime_now = false;  ///< the command's time
   bool mtime_now = false;
   bool clear_suid_sgid = false;  ///< killpriv: after a write or chown by one without CAP_FSETID
+  bool written = false;  ///< `mtime` is when a write left the same bytes: the ctime follows it
   bool operator==(const SetAttrOp&) const = default;
 };
 struct SetXattrOp {

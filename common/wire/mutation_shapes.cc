@@ -73,6 +73,7 @@ struct OpWriter {
     b.setAtimeNow(op.atime_now);
     b.setMtimeNow(op.mtime_now);
     b.setClearSuidSgid(op.clear_suid_sgid);
+    b.setWritten(op.written);
   }
   void operator()(const SetXattrOp& op) {
     auto b = out.initSetXattr();
@@ -163,6 +164,7 @@ Result<SetAttrOp> read_setattr(Mutation::SetAttr::Reader in) {
   op.atime_now = in.getAtimeNow();
   op.mtime_now = in.getMtimeNow();
   op.clear_suid_sgid = in.getClearSuidSgid();
+  op.written = in.getWritten();
   return op;
 }
 Result<std::string> read_xattr_name(capnp::Data::Reader in) {

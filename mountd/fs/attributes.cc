@@ -61,14 +61,9 @@ struct stat to_stat(const Attr& attr) {
   return out;
 }
 
-void overlay_backing(struct stat& to, const BackingStat& backing, std::int64_t mtime_base_ns,
-                     std::int64_t mtime_floor_ns) {
+void overlay_backing(struct stat& to, const BackingStat& backing) {
   to.st_size = static_cast<off_t>(backing.size_bytes);
   to.st_blocks = static_cast<blkcnt_t>((backing.allocated_bytes + 511) / 512);
-  if (backing.mtime_ns == mtime_base_ns) return;
-  const std::int64_t mtime_ns = std::max(backing.mtime_ns, mtime_floor_ns);
-  to.st_mtim = to_timespec(from_ns(mtime_ns));
-  if (to_ns(from_timespec(to.st_ctim)) < mtime_ns) to.st_ctim = to.st_mtim;
 }
 
 bool means_gone(std::error_code error) {

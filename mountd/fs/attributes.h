@@ -14,10 +14,8 @@ mode_t mode_type(FileType type);
 /// From S_IFMT bits; regular for unknown ones.
 FileType type_of_mode(mode_t mode);
 struct stat to_stat(const Attr& attr);
-/// Puts what the backing file knows better over `to`: size, allocation, and the mtime if it moved
-/// (file_state.h has base and floor).
-void overlay_backing(struct stat& to, const BackingStat& backing, std::int64_t mtime_base_ns,
-                     std::int64_t mtime_floor_ns);
+/// Puts what the backing file knows better over `to`: size and allocation.
+void overlay_backing(struct stat& to, const BackingStat& backing);
 
 /// Of an answer about an inode: it has been removed.
 bool means_gone(std::error_code error);

@@ -27,7 +27,7 @@ bool FileSystem::surely_clean(const Handle& open) {
   if (!modified || *modified || !backing) return false;
   MutexLock lock(open.file->mutex);
   return !open.file->commit_running && !open.file->kill_privileges &&
-         backing->mtime_ns == open.file->mtime_base_ns;
+         !open.file->times.moved(backing->mtime_ns);
 }
 
 void FileSystem::flush(Ctx ctx, NodeHandle, std::uint64_t fh, std::uint64_t owner,
@@ -97,10 +97,13 @@ asio::awaitable<void> FileSystem::run_commits(LoopContext& at, Credentials who, 
       done = co_await commit_once(at, who, file);
     }
     const std::error_code error = done ? std::error_code{} : done.error();
+    const auto view = table_.find(file->node);
+    const bool unlinked = view && view->attr_known && view->attr.nlink == 0;  // nothing to commit
     std::vector<std::shared_ptr<Signal>> waiters;
     {
       MutexLock lock(file->mutex);
-      if (!error || (file->copy && file->copy->conflict())) file->sticky = false;
+      const bool done_with = !error && !unlinked;
+      if (done_with || (file->copy && file->copy->conflict())) file->sticky = false;
       waiters.swap(job->waiters);
       job = std::move(file->commit_next);
       file->commit_next.reset();
@@ -122,10 +125,8 @@ Task<void> FileSystem::commit_once(LoopContext& at, Credentials who, FilePtr fil
 
 Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file, bool& kill) {
   CommitInput input;
-  std::int64_t mtime_base = 0;
   input.under = session_.id();
   bool lock_lost = locks_.lost_exclusive(file->inode, input.under);
-  std::int64_t mtime_floor = 0;
   {
     MutexLock lock(file->mutex);
     lock_lost = lock_lost || file->lock_lost;
@@ -133,8 +134,6 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
     input.clear_suid_sgid = std::exchange(file->kill_privileges, false);
     const bool other_session = file->work_session && file->work_session != input.under;
     input.may_replace = !file->fenced && !other_session;
-    mtime_base = file->mtime_base_ns;
-    mtime_floor = file->mtime_floor_ns;
   }
   kill = input.clear_suid_sgid;
   const auto view = table_.find(file->node);
@@ -149,7 +148,7 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
     if (input.copy->updating()) co_return std::errc::io_error;
   }
   // Nobody can open an unlinked file's next version: it ends with its last close here.
-  if (view->attr_known && view->attr.nlink == 0) co_return fermata::Status{};
+  if (view->attr_known && view->attr.nlink == 0) co_return fermata::Status{};  // close_writer()
   struct Look {
     bool modified = false;
     BackingStat backing;
@@ -162,9 +161,14 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
     return out;
   };
   FM_CO_TRY(const auto look, co_await blocking<Look>(*at.env, job));
-  const bool mtime_moved = look.backing.mtime_ns != mtime_base;
-  input.mtime =
-      mtime_moved ? from_ns(std::max(look.backing.mtime_ns, mtime_floor)) : view->attr.mtime;
+  bool mtime_moved = false;
+  input.mtime = view->attr.mtime;
+  {
+    MutexLock lock(file->mutex);
+    const std::int64_t backing_ns = look.backing.mtime_ns;
+    mtime_moved = file->times.moved(backing_ns);
+    if (mtime_moved) input.mtime = from_ns(file->times.look(backing_ns, to_ns(view->attr.ctime)));
+  }
   input.cred = who;
   if (look.modified) file->sticky = true;  // what is being committed stays the mount's
   if (look.modified && lock_lost) {
@@ -192,11 +196,13 @@ Task<void> FileSystem::send_times(LoopContext& at, Credentials who, FilePtr file
   SetAttrOp op;
   op.inode = file->inode;
   op.mtime = input.mtime;
+  op.written = true;
   op.clear_suid_sgid = input.clear_suid_sgid;
   FM_CO_TRY(const auto reply, co_await at.client->mutate(who, op));
   if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
   MutexLock lock(file->mutex);
-  file->mtime_base_ns = backing_mtime_ns;
+  file->times.settle(backing_mtime_ns);
+  if (reply.attr) file->times.follow(to_ns(reply.attr->ctime));
   co_return fermata::Status{};
 }
 
@@ -206,7 +212,8 @@ void FileSystem::after_commit(const FilePtr& file, const MutationReply& reply,
   if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
   {
     MutexLock lock(file->mutex);
-    file->mtime_base_ns = mtime_ns;
+    file->times.settle(mtime_ns);
+    if (reply.attr) file->times.follow(to_ns(reply.attr->ctime));
     file->fenced = false;
     file->work_session = under;
     if (file->mode == IoMode::kOrdinary) file->page_cache_version = version;

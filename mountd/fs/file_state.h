@@ -21,6 +21,7 @@
 #include "common/base/mutex.h"
 #include "mountd/cache/cache_store.h"
 #include "mountd/fs/signal.h"
+#include "mountd/fs/write_times.h"
 #include "mountd/fuse/reply.h"
 
 namespace fermata::mountd {
@@ -52,6 +53,7 @@ struct FileState {
   /// Holds work that no commit has taken, as far as is known: the copy stays the mount's, whatever
   /// was committed elsewhere.
   std::atomic<bool> sticky{false};
+  std::atomic<int> closing{0};  ///< last writers that are gone, but not yet looked after
   std::atomic<bool> unlinked_elsewhere{false};  ///< told to be open when it lost its last name
   std::atomic<bool> mapped{false};  ///< a writable mapping outlived the last writable open
   std::atomic<bool> locked{false};  ///< somebody asked for a lock: every close must be heard of
@@ -64,15 +66,10 @@ struct FileState {
   IoMode mode FM_GUARDED_BY(mutex) = IoMode::kNone;
   std::uint32_t opens FM_GUARDED_BY(mutex) = 0;
   Version page_cache_version FM_GUARDED_BY(mutex);  ///< that the kernel's page cache may hold
-  /// The backing file's mtime that stands for the mtime in the attributes: another one means that a
-  /// local write has set it.
-  std::int64_t mtime_base_ns FM_GUARDED_BY(mutex) = 0;
+  WriteTimes times FM_GUARDED_BY(mutex);
   /// The session under which what no commit has taken was begun; in another one the commit is
   /// fenced: it takes effect only if nobody else has committed since.
   SessionId work_session FM_GUARDED_BY(mutex);
-  /// No local write counts as older than this, the last change that was recorded when the writing
-  /// began: this machine's clock may lag behind the primary's.
-  std::int64_t mtime_floor_ns FM_GUARDED_BY(mutex) = 0;
   bool fenced FM_GUARDED_BY(mutex) = false;  ///< written under a session that is over
   /// Written under a lock that was lost with its session: its commit is refused.
   bool lock_lost FM_GUARDED_BY(mutex) = false;

@@ -100,7 +100,7 @@ Timeout FileSystem::attr_timeout(const View& view) {
   if (fuse_.load() == nullptr || !view.attr_valid || !view.current) return Timeout{0};
   if (view.file) {
     const FileState& file = *view.file;
-    if (file.writers.load() != 0 || file.mapped.load() || file.sticky.load()) return Timeout{0};
+    if (is_live(file)) return Timeout{0};
     if (view.version != view.attr.version) return Timeout{0};
   }
   return std::min<Timeout>(options_.attr_timeout, lease_left());
@@ -111,23 +111,28 @@ Timeout FileSystem::entry_timeout(bool leased) {
   return std::min<Timeout>(options_.entry_timeout, lease_left());
 }
 
+bool FileSystem::is_live(const FileState& file) {
+  return file.writers.load() != 0 || file.closing.load() != 0 || file.mapped.load() ||
+         file.sticky.load();
+}
+
 struct stat FileSystem::stat_of(const View& view) {
   struct stat out = to_stat(view.shown ? *view.shown : view.attr);
   if (!view.file) return out;
   FileState& file = *view.file;
-  if (file.writers.load() == 0 && !file.mapped.load() && !file.sticky.load()) return out;
-  CachePin copy;
-  std::int64_t mtime_base = 0;
-  std::int64_t mtime_floor = 0;
-  {
-    MutexLock lock(file.mutex);
-    copy = file.copy;
-    mtime_base = file.mtime_base_ns;
-    mtime_floor = file.mtime_floor_ns;
-    if (file.kill_privileges) out.st_mode &= ~mode_t{S_ISUID | S_ISGID};
+  if (!is_live(file)) return out;
+  MutexLock lock(file.mutex);
+  if (file.kill_privileges) out.st_mode &= ~mode_t{S_ISUID | S_ISGID};
+  if (!file.copy || !file.copy->complete()) return out;
+  const auto backing = file.copy->stat();
+  if (!backing) return out;
+  overlay_backing(out, *backing);
+  if (file.times.moved(backing->mtime_ns)) {
+    const std::int64_t ctime_ns = to_ns(view.attr.ctime);
+    const std::int64_t mtime_ns = file.times.look(backing->mtime_ns, ctime_ns);
+    out.st_mtim = to_timespec(from_ns(mtime_ns));
+    if (ctime_ns < mtime_ns) out.st_ctim = out.st_mtim;
   }
-  if (!copy || !copy->complete()) return out;
-  if (const auto backing = copy->stat()) overlay_backing(out, *backing, mtime_base, mtime_floor);
   return out;
 }
 
@@ -317,22 +322,32 @@ bool FileSystem::file_in_use(InodeId inode) { return table_.in_use(inode); }
 
 // --------------------------------------------------------------------------------- attributes
 
-Task<NodeTable::View> FileSystem::fresh_view(LoopContext& at, Credentials who, NodeHandle node) {
+// A file that nobody here has open shows the newest version that is known, under the node that the
+// kernel has; one that is open keeps showing what was opened.
+std::optional<NodeTable::View> FileSystem::newest_view(NodeHandle node) {
   auto view = table_.find(node);
+  if (!view || !view->file || !view->current || view->version == view->attr.version) return view;
+  return table_.take_newest(node, 0) ? table_.find(node) : view;
+}
+
+Task<NodeTable::View> FileSystem::fresh_view(LoopContext& at, Credentials who, NodeHandle node) {
+  auto view = newest_view(node);
   if (!view) co_return from_errno(ESTALE);
   if (view->attr_valid) co_return *view;
   auto answer = co_await at.client->getattr(who, view->inode);
   if (answer) {
     co_await settle_lineage(at, answer->attr);
     table_.apply(answer->attr, answer->stamp, answer->leased);
-    view = table_.find(node);
+    view = newest_view(node);
     if (!view) co_return from_errno(ESTALE);
     view->attr_valid = view->attr_valid && answer->leased;
     co_return *view;
   }
   if (means_gone(answer.error()) && view->attr_known) {
     table_.note_gone(view->inode);  // open here, or somebody's working directory
-    view->attr.nlink = 0;
+    view = table_.find(node);
+    if (!view) co_return from_errno(ESTALE);
+    view->attr_valid = true;
     co_return *view;
   }
   co_return stale_if_gone(view->inode, answer.error());
@@ -345,7 +360,7 @@ std::error_code FileSystem::stale_if_gone(InodeId inode, std::error_code error) 
 }
 
 void FileSystem::getattr(Ctx ctx, NodeHandle node, std::optional<std::uint64_t>, AttrReply reply) {
-  const auto view = table_.find(node);
+  const auto view = newest_view(node);
   if (!view) return reply.error(ESTALE);
   if (view->attr_valid) return reply.attr(stat_of(*view), attr_timeout(*view));
   auto task = do_getattr(at(reply), cred(ctx), node);
@@ -356,12 +371,6 @@ void FileSystem::getattr(Ctx ctx, NodeHandle node, std::optional<std::uint64_t>,
 
 Task<AttrReplyValue> FileSystem::do_getattr(LoopContext& at, Credentials who, NodeHandle node) {
   FM_CO_TRY(auto view, co_await fresh_view(at, who, node));
-  if (view.file && view.current && view.version != view.attr.version) {
-    // Idle: it can show the newest version itself.
-    if (table_.take_newest(node, 0)) {
-      if (auto newer = table_.find(node)) view = *newer;
-    }
-  }
   co_return AttrReplyValue{stat_of(view), attr_timeout(view)};
 }
 
@@ -397,7 +406,9 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
   op.clear_suid_sgid = set.has(kSetKillSuidGid) && (view.attr.mode & (S_ISUID | S_ISGID)) != 0;
   const bool wanted = op.mode || op.uid || op.gid || op.atime || op.mtime || op.atime_now ||
                       op.mtime_now || op.clear_suid_sgid;
-  if (wanted) {
+  // chown(path, -1, -1) asks for nothing but a new ctime.
+  constexpr std::uint32_t kValues = kSetMode | kSetUid | kSetGid | kSetSize | kSetAtime | kSetMtime;
+  if (wanted || (set.valid & kValues) == 0) {
     const auto answer = co_await at.client->mutate(who, op);
     if (!answer) co_return stale_if_gone(view.inode, answer.error());
     const MutationReply& reply = *answer;
@@ -409,7 +420,7 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
       FM_CO_CHECK(co_await blocking<void>(*at.env, job));
     }
     if (reply.attr) {
-      auto now = table_.find(node);
+      const auto now = newest_view(node);
       if (now) co_return AttrReplyValue{stat_of(*now), attr_timeout(*now)};
     }
   }
@@ -431,8 +442,8 @@ Status FileSystem::set_backing_times(const FilePtr& file, const Attr& attr, cons
   if (::futimens(fd->get(), times) != 0) return last_errno();
   FM_TRY(const auto backing, copy->stat());
   MutexLock lock(file->mutex);
-  file->mtime_base_ns = backing.mtime_ns;
-  file->mtime_floor_ns = to_ns(attr.ctime);
+  file->times.settle(backing.mtime_ns);
+  file->times.follow(to_ns(attr.ctime));
   return {};
 }
 

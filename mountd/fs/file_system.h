@@ -191,6 +191,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
 
   // file_system.cc
   Entry entry_of(const View& view);
+  /// Its backing file may know better than its attributes.
+  static bool is_live(const FileState& file);
   struct stat stat_of(const View& view);
   Timeout attr_timeout(const View& view);
   Timeout entry_timeout(bool leased);
@@ -198,6 +200,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   /// What to answer to a request that met `error` asking for an inode. If it is gone: ESTALE, which
   /// makes the kernel look its name up again, here from what the cluster says.
   std::error_code stale_if_gone(InodeId inode, std::error_code error);
+  std::optional<NodeTable::View> newest_view(NodeHandle node);
   Task<View> fresh_view(LoopContext& at, Credentials who, NodeHandle node);
   Task<Entry> do_lookup(LoopContext& at, Credentials who, NodeHandle parent, std::string name);
   Task<AttrReplyValue> do_getattr(LoopContext& at, Credentials who, NodeHandle node);
@@ -287,6 +290,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   std::shared_ptr<Handle> remove_handle(std::uint64_t fh);
   void close_handle(LoopContext& at, std::uint64_t fh);
   awaitable<void> close_writer(LoopContext& at, FilePtr file);
+  awaitable<void> close_last_writer(LoopContext& at, FilePtr file);
   void on_mapping_closed(const FilePtr& file);
 
   // file_io.cc

@@ -365,7 +365,7 @@ Task<void> FileSystem::update_in_place(LoopContext& at, Credentials who, FilePtr
   const auto backing = copy->stat();
   {
     MutexLock lock(file->mutex);
-    if (backing) file->mtime_base_ns = backing->mtime_ns;
+    if (backing) file->times.settle(backing->mtime_ns);
     file->page_cache_version = {};
   }
   count("updated in place");

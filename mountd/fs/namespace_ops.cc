@@ -21,7 +21,10 @@ void FileSystem::apply_parents(const MutationReply& reply) {
 // What lost a name: if it was the last and nobody here has it open, the cluster need not keep it.
 void FileSystem::apply_removed(const MutationReply& reply, InodeId expected) {
   if (!reply.removed) {
-    if (expected) table_.distrust(expected);  // gone, if it was that
+    if (!expected) return;
+    std::optional<Timestamp> when;  // the parent changed at the same time
+    if (reply.parent) when = reply.parent->ctime;
+    table_.distrust(expected, when);  // gone, if it was that
     return;
   }
   table_.apply(*reply.removed, reply.stamp, reply.removed_leased);

@@ -85,9 +85,12 @@ void NodeTable::apply(const Attr& attr, Stamp stamp, bool leased) {
   apply_locked(inode(attr.inode), attr, stamp, leased);
 }
 
-void NodeTable::distrust(InodeId id) {
+void NodeTable::distrust(InodeId id, std::optional<Timestamp> lost_name) {
   MutexLock lock(mutex_);
-  if (Inode* of = peek_inode(id)) of->leased = false;
+  Inode* of = peek_inode(id);
+  if (of == nullptr) return;
+  of->leased = false;
+  if (lost_name) of->lost_name = *lost_name;
 }
 
 void NodeTable::note_gone(InodeId id) {
@@ -96,6 +99,7 @@ void NodeTable::note_gone(InodeId id) {
   if (of == nullptr || !of->known) return;
   of->gone = true;
   of->attr.nlink = 0;
+  of->attr.ctime = std::max(of->attr.ctime, of->lost_name);
 }
 
 // -------------------------------------------------------------------------------------- nodes

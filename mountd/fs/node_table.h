@@ -73,7 +73,8 @@ class NodeTable {
   /// Takes the attributes if they are newer than those known.
   void apply(const Attr& attr, Stamp stamp, bool leased);
   /// The inode is known to have changed, or to be gone: it is asked for again.
-  void distrust(InodeId inode);
+  /// `lost_name`: when it lost a name, should that turn out to have been the last.
+  void distrust(InodeId inode, std::optional<Timestamp> lost_name = std::nullopt);
   /// The inode is gone from the cluster for good: what is known of it stays valid, with no link.
   void note_gone(InodeId inode);
   /// apply(), then the inode's newest node, made if need be, with one more kernel lookup.
@@ -194,6 +195,7 @@ class NodeTable {
     bool known = false;   // `attr` has been set
     bool leased = false;  // and not called back since
     bool gone = false;    // at the cluster too: an id is not used again
+    Timestamp lost_name;  // when, if it is gone
     Attr attr;
     Stamp stamp;
     Stamp called_back;

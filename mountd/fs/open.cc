@@ -262,7 +262,7 @@ void FileSystem::attach_copy(const FilePtr& file, CachePin copy) {
     std::swap(old_backing, file->backing_id);
     std::swap(file->copy, copy);
     file->fill.reset();
-    file->mtime_base_ns = mtime_base;
+    file->times.settle(mtime_base);
   }
   FuseSession* fuse = fuse_.load();
   if (old_backing > 0 && fuse != nullptr) (void)fuse->close_backing(old_backing);
@@ -284,10 +284,12 @@ Task<FileSystem::OpenWish> FileSystem::prepare_writer(LoopContext& at, FilePtr f
     first = file->opens == 0;
     may_pass = first ? passthrough_.load() : file->mode == IoMode::kPassthrough;
     // Filling it has set the backing file's time: from here on another one means a write.
-    if (copy && copy->complete() && !copy->maybe_dirty()) {
-      if (const auto backing = copy->stat()) file->mtime_base_ns = backing->mtime_ns;
+    // A time that has been looked at makes Linux (6.13 on) give the next write a finer one.
+    if (copy && copy->complete()) {
+      const auto backing = copy->stat();
+      if (backing && !copy->maybe_dirty()) file->times.settle(backing->mtime_ns);
     }
-    if (first_writer && view) file->mtime_floor_ns = to_ns(view->attr.ctime);
+    if (first_writer && view) file->times.follow(to_ns(view->attr.ctime));
   }
   if (!copy) co_return stale();
   if (wish.kill_suidgid) note_kill(file);
@@ -411,7 +413,7 @@ void FileSystem::create(Ctx ctx, NodeHandle parent, std::string_view name,
   op.name = name;
   op.mode = request.mode & 07777;
   op.exclusive = true;
-  OpenWish wish = wish_of(request.flags, request.kill_suidgid);
+  OpenWish wish = wish_of(request.flags, false);  // a new file keeps the bits it is made with
   wish.create = true;
   wish.exclusive = (request.flags & O_EXCL) != 0;
   auto task = do_create_open(at(reply), cred(ctx), parent, std::move(op), wish);
@@ -494,11 +496,13 @@ void FileSystem::close_handle(LoopContext& at, std::uint64_t fh) {
     MutexLock lock(file->mutex);
     last = --file->opens == 0;
   }
-  const bool last_writer = closed->writable && file->writers.fetch_sub(1) == 1;
-  if (last_writer) {
-    // Still counted as a writer's file until it is known to be clean.
-    background(at, "close writer", close_writer(at, file));
-    return;
+  if (closed->writable) {
+    file->closing.fetch_add(1);  // before: at no moment do its attributes fall back to older ones
+    if (file->writers.fetch_sub(1) == 1) {
+      background(at, "close writer", close_last_writer(at, file));
+      return;
+    }
+    file->closing.fetch_sub(1);
   }
   const auto view = last ? table_.find(file->node) : std::nullopt;
   if (view && view->attr_known && view->attr.nlink == 0 && file->writers.load() == 0) {
@@ -506,6 +510,15 @@ void FileSystem::close_handle(LoopContext& at, std::uint64_t fh) {
     return;
   }
   unhold(file);
+}
+
+asio::awaitable<void> FileSystem::close_last_writer(LoopContext& at, FilePtr file) {
+  struct Done {
+    FileState& file;
+    ~Done() { file.closing.fetch_sub(1); }
+  };
+  const Done done{*file};
+  co_await close_writer(at, file);
 }
 
 // After the last writable open: commits what came after the last flush, and sees whether a mapping
@@ -570,6 +583,8 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
         release_orphan(file->inode);
         file->sticky = false;
         copy->discard();
+      } else if (copy->maybe_dirty()) {
+        file->sticky = true;  // readers have it open: they see what was written, size and all
       }
       co_return;
     }

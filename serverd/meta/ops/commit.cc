@@ -251,18 +251,6 @@ Status list_conflict(OpContext& context, const CommitOp& op, const InodeRecord& 
   return {};
 }
 
-/// When the file changed: when it was written, not when it was closed. So what a program saw of the
-/// file while it wrote it stays true after the close (git keeps that in its index). Only where the
-/// times would hide that the bytes are others (the writer set them itself), or are no clock's, it
-/// is now.
-Timestamp changed_at(const InodeRecord& record, const CommitOp& op, const Timestamp& now) {
-  constexpr std::int64_t kClockSkewMaxSeconds = 5;
-  Timestamp latest = now;
-  latest.seconds += kClockSkewMaxSeconds;
-  if (op.mtime == record.mtime || op.mtime > latest) return now;
-  return std::max(record.ctime, op.mtime);
-}
-
 }  // namespace
 
 Outcome apply_op(OpContext& context, const CommitOp& op) {
@@ -297,7 +285,7 @@ Outcome apply_op(OpContext& context, const CommitOp& op) {
   record.size_bytes = op.size_bytes;
   record.version = Version(txn.index().value());
   record.writer = context.command.session;
-  record.ctime = changed_at(record, op, context.now());
+  record.ctime = changed_at(record, op.mtime, context.now());
   record.mtime = op.mtime;
   if (op.atime) record.atime = *op.atime;
   if (op.clear_suid_sgid) clear_suid_sgid(record);

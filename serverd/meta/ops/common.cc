@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "common/base/limits.h"
 #include "serverd/meta/codec.h"
 #include "serverd/meta/ops/ops.h"
@@ -49,6 +51,14 @@ std::uint32_t group_in(const InodeRecord& parent, std::uint32_t gid) {
 void touch(InodeRecord& directory, Timestamp now) {
   directory.mtime = now;
   directory.ctime = now;
+}
+
+Timestamp changed_at(const InodeRecord& record, const Timestamp& mtime, const Timestamp& now) {
+  constexpr std::int64_t kClockSkewMaxSeconds = 5;
+  Timestamp latest = now;
+  latest.seconds += kClockSkewMaxSeconds;
+  if (mtime == record.mtime || mtime > latest) return now;
+  return std::max(record.ctime, mtime);
 }
 
 void clear_suid_sgid(InodeRecord& record) {

@@ -78,6 +78,11 @@ InodeId next_inode(OpContext& context);
 std::uint32_t group_in(const InodeRecord& parent, std::uint32_t gid);
 /// After entries of `directory` changed: mtime and ctime.
 void touch(InodeRecord& directory, Timestamp now);
+/// The new ctime of a file whose writing set `mtime`: when it was written, not when it was closed.
+/// What a program saw of the file while it wrote it then stays true after the close (git keeps that
+/// in its index). Only where the times would hide that the bytes are others (the writer has set
+/// them itself), or are no clock's, it is `now`.
+Timestamp changed_at(const InodeRecord& record, const Timestamp& mtime, const Timestamp& now);
 /// As a write or chown by one without CAP_FSETID: setuid, and setgid where the group may execute.
 void clear_suid_sgid(InodeRecord& record);
 

@@ -15,12 +15,13 @@ Outcome apply_op(OpContext& context, const SetAttrOp& op) {
   } else if (op.uid || op.gid) {
     clear_suid_sgid(*record);
   }
+  const bool written = op.written && op.mtime;
+  record->ctime = written ? changed_at(*record, *op.mtime, context.now()) : context.now();
   if (op.clear_suid_sgid) clear_suid_sgid(*record);
   if (op.atime) record->atime = *op.atime;
   if (op.mtime) record->mtime = *op.mtime;
   if (op.atime_now) record->atime = context.now();
   if (op.mtime_now) record->mtime = context.now();
-  record->ctime = context.now();
   FM_CHECK(txn.put_inode(op.inode, std::move(*record)));
   CommandResult result;
   result.inode = op.inode;

@@ -123,6 +123,21 @@ TEST_CASE("a stat-heavy loop over an unchanged tree makes no RPC", "[coherence]"
   }
 }
 
+TEST_CASE("two mounts: a change of mode shows what the other mount has written", "[coherence]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt() + "/f";
+  const std::string b = cluster.mount_another() + "/f";
+  for (int round = 0; round < 20; ++round) {
+    CAPTURE(round);
+    write_file(a, std::string(9000, 'a'));
+    CHECK(stat_of(a).st_size == 9000);
+    write_file(b, "from the other mount");
+    REQUIRE(chmod(a.c_str(), 0600) == 0);
+    CHECK(stat_of(a).st_size == 20);
+  }
+}
+
 TEST_CASE("two mounts write the same file: the last close wins whole", "[coherence]") {
   FM_NEEDS_MOUNTS();
   MiniCluster cluster;

@@ -37,9 +37,14 @@ bool run_seed(const Arguments& arguments, std::uint64_t seed) {
   program.resize(std::min(program.size(), found->step + 1));
   program = minimise(arguments.place, std::move(program), shape);
   const auto again = compare(arguments.place, program, shape);
-  std::string out = "seed " + std::to_string(seed) + ", made small:\n";
-  for (const auto& op : program) out += "  > " + text(op) + "\n";
-  out += again ? again->what : "  (does not differ every time)\n";
+  std::string out = "seed " + std::to_string(seed);
+  if (again) {
+    out += ", made small:\n";
+    for (const auto& op : program) out += "  > " + text(op) + "\n";
+    out += again->what;
+  } else {
+    out += " does not differ every time: nothing smaller found\n";
+  }
   std::printf("%s", out.c_str());
   std::fflush(stdout);
   return false;

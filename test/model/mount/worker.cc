@@ -356,8 +356,9 @@ class Child {
     if (op.b != SEEK_DATA && op.b != SEEK_HOLE) return at;
     const int error = errno;
     struct stat st {};
-    const bool regular = at >= 0 && ::fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
-    if (regular && op.b == SEEK_DATA) {
+    const bool regular = ::fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+    if (S_ISDIR(st.st_mode)) return 0;  // a directory's size is the filesystem's own affair
+    if (regular && at >= 0 && op.b == SEEK_DATA) {
       for (auto i = op.a; i < at; ++i) {
         char byte = 0;
         if (::pread(fd, &byte, 1, i) == 1 && byte != 0) return -1000;
