@@ -132,9 +132,6 @@ Result<std::shared_ptr<Fd>> CachedCopy::descriptor(Open which) {
     std::shared_ptr<Fd>& kept = which == Open::kReader ? reader_ : writer_;
     if (kept) return kept;
     FM_TRY(kept, posix::open_file(data_path_, which == Open::kReader ? O_RDONLY : O_RDWR));
-    // Should has_writable_users() hold its lease when another open comes, the kernel's signal must
-    // be one whose default is to be ignored (SIGIO would end the process).
-    if (which == Open::kReader) ::fcntl(kept->get(), F_SETSIG, SIGURG);
     opened = kept;
   }
   store_.opened_descriptor();
@@ -165,6 +162,10 @@ void CachedCopy::take_descriptors(std::vector<std::shared_ptr<Fd>>& out) {
 Result<bool> CachedCopy::has_writable_users() {
   close_writer();
   FM_TRY(const auto fd, reader());
+  const MutexLock lock(mutex_);
+  // Should another open come while the lease is held, the kernel sends a signal: it must be one
+  // whose default is to be ignored (SIGIO would end the process). The end of a lease forgets it.
+  ::fcntl(fd->get(), F_SETSIG, SIGURG);
   if (::fcntl(fd->get(), F_SETLEASE, F_RDLCK) == 0) {
     ::fcntl(fd->get(), F_SETLEASE, F_UNLCK);
     return false;

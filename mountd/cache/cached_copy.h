@@ -206,7 +206,7 @@ class CachedCopy {
   std::atomic<std::uint64_t> uncharged_bytes_{0};  // written since the last recharge()
 
   // Lock order: CacheStore::mutex_, then these; save_mutex_ before mutex_. No I/O under mutex_ but
-  // the opening of a descriptor.
+  // the opening of a descriptor and has_writable_users().
   Mutex append_mutex_;
   Mutex save_mutex_;  // orders writes of the sidecar
   mutable Mutex mutex_;

@@ -5,6 +5,7 @@
 #include <sys/mount.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <filesystem>
@@ -284,6 +285,25 @@ TEST_CASE("CacheStore: changed_blocks finds exactly the changed blocks", "[mount
     CHECK(scan_of().changed == Blocks{1, 3});
     CHECK(scan_of().digests[1] == kHoleDigest);
   }
+}
+
+TEST_CASE("CacheStore: an open that meets the search for writers ends nothing", "[mountd][cache]") {
+  TempDir dir;
+  const auto store = open_store(options_for(dir.path));
+  const CachePin copy = fill(*store, 1, 1, random_bytes(5000, 1));
+  std::atomic<bool> stop{false};
+  std::thread opener([&] {
+    while (!stop) ::close(::open(copy->data_path().c_str(), O_RDWR | O_CLOEXEC));
+  });
+  // The signal of a broken lease that is not the ignored one ends this very process.
+  int met = 0;
+  for (int i = 0; i < 2'000 || (met == 0 && i < 100'000); ++i) {
+    met += copy->has_writable_users().value() ? 1 : 0;
+  }
+  stop = true;
+  opener.join();
+  CHECK(met > 0);
+  CHECK_FALSE(copy->has_writable_users().value());
 }
 
 TEST_CASE("CacheStore: a small file's store through a living mapping is seen", "[mountd][cache]") {
