@@ -73,6 +73,7 @@ struct Mutation {
     rdev @6 :UInt64;
     symlinkTarget @7 :Data;
     exclusive @8 :Bool;
+    umask @9 :UInt32;
   }
   struct Link { inode @0 :UInt64; parent @1 :UInt64; name @2 :Data; }
   struct Unlink { parent @0 :UInt64; name @1 :Data; openHere @2 :Bool; }
@@ -97,7 +98,7 @@ struct Mutation {
     clearSuidSgid @8 :Bool;
     written @9 :Bool;
   }
-  struct SetXattr { inode @0 :UInt64; name @1 :Data; value @2 :Data; flags @3 :UInt32; }
+  struct SetXattr { inode @0 :UInt64; name @1 :Data; value @2 :Data; flags @3 :UInt32; clearSgid @4 :Bool; }
   struct RemoveXattr { inode @0 :UInt64; name @1 :Data; }
   struct Commit {
     inode @0 :UInt64;

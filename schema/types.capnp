@@ -29,6 +29,7 @@ struct Attr {
   change @18 :UInt64;
   parent @19 :UInt64;
   symlinkTarget @20 :Data;
+  noXattrs @21 :Bool;
 }
 
 struct Credentials { uid @0 :UInt32; gid @1 :UInt32; groups @2 :List(UInt32); }

@@ -54,6 +54,7 @@ struct Attr {
   LogIndex change;  ///< the log index that last changed anything here, entries and xattrs included
   InodeId parent;   ///< directories: of ".."; the root's is itself
   std::string symlink_target;  ///< symlinks only
+  bool no_xattrs = false;      ///< it has none, ACLs included; false says nothing
   bool operator==(const Attr&) const = default;
 };
 
@@ -237,9 +238,9 @@ struct StatFsReply {
 
 // ---------------------------------------------------------------- mutations
 
-/// mknod, mkdir, symlink and the create half of open. The primary of the request has decided mode
-/// (umask applied) and owner; the setgid rule for the group is the state machine's (it knows the
-/// parent).
+/// mknod, mkdir, symlink and the create half of open. The client has decided mode and owner; what
+/// depends on the parent is the state machine's: its group if it is setgid, its default ACL, and
+/// the umask, which counts only without one.
 struct CreateOp {
   InodeId parent;
   std::string name;
@@ -249,7 +250,8 @@ struct CreateOp {
   std::uint32_t gid = 0;
   std::uint64_t rdev = 0;
   std::string symlink_target;
-  bool exclusive = true;  ///< else an existing regular file is success (its inode is the answer)
+  std::uint32_t umask = 0;  ///< still to be applied to `mode`
+  bool exclusive = true;    ///< else an existing regular file is success (its inode is the answer)
   bool operator==(const CreateOp&) const = default;
 };
 struct LinkOp {
@@ -302,6 +304,7 @@ struct SetXattrOp {
   std::string value;
   enum Flags : std::uint32_t { kCreate = 1, kReplace = 2 };  ///< as setxattr(2)
   std::uint32_t flags = 0;
+  bool clear_sgid = false;  ///< an access ACL, set by one outside the file's group
   bool operator==(const SetXattrOp&) const = default;
 };
 struct RemoveXattrOp {

@@ -35,6 +35,7 @@ struct OpWriter {
     b.setRdev(op.rdev);
     if (!op.symlink_target.empty()) b.setSymlinkTarget(blob(op.symlink_target));
     b.setExclusive(op.exclusive);
+    b.setUmask(op.umask);
   }
   void operator()(const LinkOp& op) {
     auto b = out.initLink();
@@ -81,6 +82,7 @@ struct OpWriter {
     b.setName(blob(op.name));
     b.setValue(blob(op.value));
     b.setFlags(op.flags);
+    b.setClearSgid(op.clear_sgid);
   }
   void operator()(const RemoveXattrOp& op) {
     auto b = out.initRemoveXattr();
@@ -125,6 +127,7 @@ Result<CreateOp> read_create(Mutation::Create::Reader in) {
   if ((op.type == FileType::kSymlink) == op.symlink_target.empty()) return Errc::kBadMessage;
   if (op.symlink_target.find('\0') != std::string::npos) return Errc::kBadMessage;
   op.exclusive = in.getExclusive();
+  op.umask = in.getUmask() & 0777U;
   return op;
 }
 Result<LinkOp> read_link(Mutation::Link::Reader in) {
@@ -178,6 +181,7 @@ Result<SetXattrOp> read_setxattr(Mutation::SetXattr::Reader in) {
   FM_TRY(op.name, read_xattr_name(in.getName()));
   FM_TRY(op.value, read_bytes(in.getValue(), kXattrValueMax));
   op.flags = in.getFlags();
+  op.clear_sgid = in.getClearSgid();
   return op;
 }
 Result<RemoveXattrOp> read_removexattr(Mutation::RemoveXattr::Reader in) {

@@ -86,6 +86,7 @@ void write(schema::Attr::Builder out, const Attr& value) {
   out.setChange(value.change.value());
   out.setParent(value.parent.value());
   if (!value.symlink_target.empty()) out.setSymlinkTarget(blob(value.symlink_target));
+  out.setNoXattrs(value.no_xattrs);
 }
 
 Result<Attr> read(schema::Attr::Reader in) {
@@ -108,6 +109,7 @@ Result<Attr> read(schema::Attr::Reader in) {
   attr.change = LogIndex(in.getChange());
   attr.parent = InodeId(in.getParent());
   FM_TRY(attr.symlink_target, read_bytes(in.getSymlinkTarget(), kSymlinkMax));
+  attr.no_xattrs = in.getNoXattrs();
   return attr;
 }
 

@@ -45,7 +45,7 @@ void FileSystem::detach() {
   fuse_ = nullptr;
 }
 
-void FileSystem::init(const ConnectionInfo&) {}
+void FileSystem::init(const ConnectionInfo& info) { acls_ = info.acls; }
 
 void FileSystem::background(LoopContext& at, std::string name, awaitable<void> task) {
   tasks_[at.index]->spawn(std::move(name), std::move(task));
@@ -413,6 +413,7 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
     if (!answer) co_return stale_if_gone(view.inode, answer.error());
     const MutationReply& reply = *answer;
     if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
+    if (op.mode) table_.drop_xattrs(view.inode, reply.stamp);  // an ACL follows the mode
     if (reply.attr && view.file && set.has(kSetMtime)) {
       const FilePtr file = view.file;
       const Attr attr = *reply.attr;

@@ -131,9 +131,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   void releasedir(Ctx, NodeHandle, std::uint64_t fh, StatusReply reply) override;
   void fsyncdir(Ctx, NodeHandle, std::uint64_t fh, bool data_only, StatusReply reply) override;
   void statfs(Ctx, NodeHandle, StatfsReply reply) override;
-  void setxattr(Ctx, NodeHandle, std::string_view name, ByteView value, int flags,
-                StatusReply reply) override;
+  void setxattr(Ctx, NodeHandle, const SetXattr&, StatusReply reply) override;
   bool wants_locks() const override { return true; }
+  bool wants_acls() const override { return true; }
   void getlk(Ctx, NodeHandle, const LockRequest&, LockReply reply) override;
   void setlk(Ctx, NodeHandle, const LockRequest&, StatusReply reply) override;
   void flock(Ctx, NodeHandle, std::uint64_t fh, std::uint64_t owner, int operation,
@@ -314,8 +314,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<std::string> do_getxattr(LoopContext& at, Credentials who, NodeHandle node,
                                 std::string name);
   Task<std::string> do_listxattr(LoopContext& at, Credentials who, NodeHandle node);
-  Task<void> do_setxattr(LoopContext& at, Credentials who, NodeHandle node, std::string name,
-                         std::string value, std::uint32_t flags);
+  Task<void> do_setxattr(LoopContext& at, Credentials who, NodeHandle node, SetXattrOp op);
   Task<void> do_removexattr(LoopContext& at, Credentials who, NodeHandle node, std::string name);
 
   // lock_ops.cc
@@ -384,6 +383,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   CacheStore* store_ = nullptr;
   std::atomic<FuseSession*> fuse_{nullptr};
   std::atomic<Notifier*> notifier_{nullptr};
+  bool acls_ = false;  // set by init()
   std::atomic<bool> passthrough_{false};
   std::atomic<bool> epoch_{false};
   std::atomic<std::uint32_t> passthrough_writers_{0};

@@ -50,6 +50,7 @@ void FileSystem::mknod(Ctx ctx, NodeHandle parent, std::string_view name, mode_t
   op.name = name;
   op.type = type_of_mode(mode);
   op.mode = mode & 07777;
+  op.umask = ctx.umask;
   op.rdev = dev;
   auto task = do_create(at(reply), cred(ctx), parent, std::move(op));
   run_request(ctx, std::move(reply), std::move(task), kAnswerEntry);
@@ -61,6 +62,7 @@ void FileSystem::mkdir(Ctx ctx, NodeHandle parent, std::string_view name, mode_t
   op.name = name;
   op.type = FileType::kDirectory;
   op.mode = mode & 07777;
+  op.umask = ctx.umask;
   auto task = do_create(at(reply), cred(ctx), parent, std::move(op));
   run_request(ctx, std::move(reply), std::move(task), kAnswerEntry);
 }

@@ -376,9 +376,19 @@ std::shared_ptr<const Listing> NodeTable::listing(InodeId id) {
 
 std::shared_ptr<const NodeTable::Xattrs> NodeTable::xattrs(InodeId id) {
   MutexLock lock(mutex_);
+  static const auto kNone = std::make_shared<const Xattrs>();
   Inode* of = peek_inode(id);
-  if (of == nullptr || !of->xattrs || !session_.lease_holds(of->xattrs_stamp)) return nullptr;
+  if (of == nullptr) return nullptr;
+  if (of->attr.no_xattrs && attr_valid(*of)) return kNone;
+  if (!of->xattrs || !session_.lease_holds(of->xattrs_stamp)) return nullptr;
   return of->xattrs;
+}
+
+void NodeTable::drop_xattrs(InodeId id, Stamp stamp) {
+  MutexLock lock(mutex_);
+  Inode& of = inode(id);
+  of.xattrs.reset();
+  of.xattrs_stamp = std::max(of.xattrs_stamp, stamp);
 }
 
 void NodeTable::set_xattrs(InodeId id, Xattrs values, Stamp stamp, bool leased) {

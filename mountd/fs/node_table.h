@@ -120,6 +120,8 @@ class NodeTable {
   using Xattrs = std::map<std::string, std::string>;
   std::shared_ptr<const Xattrs> xattrs(InodeId inode);
   void set_xattrs(InodeId inode, Xattrs xattrs, Stamp stamp, bool leased);
+  /// After an own mutation that changed more than it says.
+  void drop_xattrs(InodeId inode, Stamp stamp);
   /// After an own mutation: changes the cached value (none: removed), or drops the cache.
   void change_xattr(InodeId inode, const std::string& name, std::optional<std::string> value,
                     Stamp stamp, bool leased);

@@ -412,6 +412,7 @@ void FileSystem::create(Ctx ctx, NodeHandle parent, std::string_view name,
   CreateOp op;
   op.name = name;
   op.mode = request.mode & 07777;
+  op.umask = ctx.umask;
   op.exclusive = true;
   OpenWish wish = wish_of(request.flags, false);  // a new file keeps the bits it is made with
   wish.create = true;

@@ -6,11 +6,15 @@
 namespace fermata::mountd {
 namespace {
 
-// ACLs are not enforced by default_permissions, so they are refused rather than stored and ignored.
 constexpr std::string_view kPrefixes[] = {"user.", "trusted.", "security."};
+constexpr std::string_view kAcls[] = {"system.posix_acl_access", "system.posix_acl_default"};
+
+bool is_acl(std::string_view name) { return name == kAcls[0] || name == kAcls[1]; }
 
 /// 0, or the errno of a name that no file has. Who may use which namespace is the kernel's to say.
-int error_of(std::string_view name) {
+/// An ACL that the kernel does not obey is refused rather than stored.
+int error_of(std::string_view name, bool acls) {
+  if (is_acl(name)) return acls ? 0 : EOPNOTSUPP;
   for (const auto prefix : kPrefixes) {
     if (name.starts_with(prefix)) return name == prefix ? EINVAL : 0;
   }
@@ -49,7 +53,7 @@ Task<std::shared_ptr<const NodeTable::Xattrs>> FileSystem::all_xattrs(LoopContex
 }
 
 void FileSystem::getxattr(Ctx ctx, NodeHandle node, std::string_view name, XattrReply reply) {
-  if (const int error = error_of(name)) return reply.error(error);
+  if (const int error = error_of(name, acls_)) return reply.error(error);
   const auto inode = table_.inode_of(node);
   if (!inode) return reply.error(ESTALE);
   if (const auto cached = table_.xattrs(*inode)) {
@@ -84,36 +88,44 @@ Task<std::string> FileSystem::do_listxattr(LoopContext& at, Credentials who, Nod
   co_return names_of(*all, who.uid == 0);
 }
 
-void FileSystem::setxattr(Ctx ctx, NodeHandle node, std::string_view name, ByteView value,
-                          int flags, StatusReply reply) {
+void FileSystem::setxattr(Ctx ctx, NodeHandle node, const SetXattr& what, StatusReply reply) {
   if (options_.read_only) return reply.error(EROFS);
-  if (const int error = error_of(name)) return reply.error(error);
-  if (name.size() > kXattrNameMax) return reply.error(ERANGE);
-  if (value.size() > kXattrValueMax) return reply.error(E2BIG);
-  std::uint32_t wire_flags = 0;
-  if ((flags & XATTR_CREATE) != 0) wire_flags |= SetXattrOp::kCreate;
-  if ((flags & XATTR_REPLACE) != 0) wire_flags |= SetXattrOp::kReplace;
-  auto task = do_setxattr(at(reply), cred(ctx), node, std::string(name),
-                          std::string(as_text(value)), wire_flags);
+  if (const int error = error_of(what.name, acls_)) return reply.error(error);
+  if (what.name.size() > kXattrNameMax) return reply.error(ERANGE);
+  if (what.value.size() > kXattrValueMax) return reply.error(E2BIG);
+  SetXattrOp op;
+  op.name = what.name;
+  op.value = as_text(what.value);
+  if ((what.flags & XATTR_CREATE) != 0) op.flags |= SetXattrOp::kCreate;
+  if ((what.flags & XATTR_REPLACE) != 0) op.flags |= SetXattrOp::kReplace;
+  op.clear_sgid = what.kill_sgid;
+  auto task = do_setxattr(at(reply), cred(ctx), node, std::move(op));
   run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
 }
 
 Task<void> FileSystem::do_setxattr(LoopContext& at, Credentials who, NodeHandle node,
-                                   std::string name, std::string value, std::uint32_t flags) {
+                                   SetXattrOp op) {
   const auto inode = table_.inode_of(node);
   if (!inode) co_return from_errno(ESTALE);
-  Mutation op = SetXattrOp{*inode, name, value, flags};
-  const auto answer = co_await at.client->mutate(who, std::move(op));
+  op.inode = *inode;
+  const std::string name = op.name;
+  std::string value = op.value;
+  Mutation mutation = std::move(op);
+  const auto answer = co_await at.client->mutate(who, std::move(mutation));
   if (!answer) co_return stale_if_gone(*inode, answer.error());
   const MutationReply& reply = *answer;
   if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
-  table_.change_xattr(*inode, name, std::move(value), reply.stamp, reply.leased);
+  if (is_acl(name)) {
+    table_.drop_xattrs(*inode, reply.stamp);  // one that says no more than the mode is not kept
+  } else {
+    table_.change_xattr(*inode, name, std::move(value), reply.stamp, reply.leased);
+  }
   co_return fermata::Status{};
 }
 
 void FileSystem::removexattr(Ctx ctx, NodeHandle node, std::string_view name, StatusReply reply) {
   if (options_.read_only) return reply.error(EROFS);
-  if (const int error = error_of(name)) return reply.error(error);
+  if (const int error = error_of(name, acls_)) return reply.error(error);
   auto task = do_removexattr(at(reply), cred(ctx), node, std::string(name));
   run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
 }

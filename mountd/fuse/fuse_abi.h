@@ -6,6 +6,7 @@
 
 #include <sys/ioctl.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace fermata::mountd::abi {
@@ -16,6 +17,7 @@ enum Opcode : std::uint32_t {
   kSetattr = 4,
   kOpen = 14,
   kWrite = 16,
+  kSetxattr = 21,
   kInit = 26,
   kOpendir = 27,
   kCreate = 35,
@@ -49,13 +51,16 @@ inline constexpr std::uint64_t kAsyncRead = 1ull << 0;
 inline constexpr std::uint64_t kAtomicOTrunc = 1ull << 3;
 inline constexpr std::uint64_t kExportSupport = 1ull << 4;
 inline constexpr std::uint64_t kBigWrites = 1ull << 5;
+inline constexpr std::uint64_t kDontMask = 1ull << 6;
 inline constexpr std::uint64_t kReaddirplusAuto = 1ull << 14;
 inline constexpr std::uint64_t kAsyncDio = 1ull << 15;
 inline constexpr std::uint64_t kParallelDirops = 1ull << 18;
+inline constexpr std::uint64_t kPosixAcl = 1ull << 20;
 inline constexpr std::uint64_t kCacheSymlinks = 1ull << 23;
 inline constexpr std::uint64_t kExplicitInvalData = 1ull << 25;
 inline constexpr std::uint64_t kHandleKillpriv = 1ull << 19;
 inline constexpr std::uint64_t kHandleKillprivV2 = 1ull << 28;
+inline constexpr std::uint64_t kSetxattrExt = 1ull << 29;
 inline constexpr std::uint64_t kInitExt = 1ull << 30;
 inline constexpr std::uint64_t kWritebackCache = 1ull << 16;
 inline constexpr std::uint64_t kReaddirplus = 1ull << 13;
@@ -124,6 +129,16 @@ struct WriteIn {
   std::uint32_t padding;
 };
 inline constexpr std::uint32_t kWriteKillSuidgid = 1u << 2;
+
+/// Followed by the name and the value. Without kSetxattrExt the last two fields are not there.
+struct SetxattrIn {
+  std::uint32_t size;
+  std::uint32_t flags;
+  std::uint32_t setxattr_flags;
+  std::uint32_t padding;
+};
+inline constexpr std::size_t kSetxattrExtBytes = 8;
+inline constexpr std::uint32_t kSetxattrAclKillSgid = 1u << 0;
 
 struct InterruptIn {
   std::uint64_t unique;

@@ -33,7 +33,8 @@ class RequestDispatcher {
   }
   static RequestContext context(fuse_req_t request) {
     const auto& raw = header(request);
-    return {raw.uid, raw.gid, static_cast<pid_t>(raw.pid), raw.unique};
+    const auto umask = core(request).acls() ? fuse_req_ctx(request)->umask : mode_t{0};
+    return {raw.uid, raw.gid, static_cast<pid_t>(raw.pid), raw.unique, umask};
   }
   /// The fixed part behind the header; libfuse has checked nothing about its size, so this does.
   template <class T>
@@ -68,8 +69,8 @@ class RequestDispatcher {
 
 void RequestDispatcher::init(void* userdata, fuse_conn_info* connection) {
   auto& session = *static_cast<SessionCore*>(userdata);
-  // Writes through the page cache (WRITEBACK_CACHE) exclude passthrough; locks and ACLs are not
-  // ours; the kernel's data is dropped only when we say so (EXPLICIT_INVAL_DATA).
+  // Writes through the page cache (WRITEBACK_CACHE) exclude passthrough; the kernel's data is
+  // dropped only when we say so (EXPLICIT_INVAL_DATA).
   unsigned wanted = FUSE_CAP_ASYNC_READ | FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_EXPORT_SUPPORT |
                     FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE | FUSE_CAP_SPLICE_READ |
                     FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_ASYNC_DIO |
@@ -264,8 +265,8 @@ fuse_lowlevel_ops RequestDispatcher::table(bool with_locks) {
   };
   ops.setxattr = [](fuse_req_t r, fuse_ino_t ino, const char* name, const char* value,
                     std::size_t size, int flags) {
-    core(r).operations_.setxattr(context(r), node_of(ino), name, as_bytes({value, size}), flags,
-                                 reply<StatusReply>(r, "setxattr"));
+    const SetXattr what{name, as_bytes({value, size}), flags, core(r).state().kill_sgid};
+    core(r).operations_.setxattr(context(r), node_of(ino), what, reply<StatusReply>(r, "setxattr"));
   };
   ops.getxattr = [](fuse_req_t r, fuse_ino_t ino, const char* name, std::size_t size) {
     core(r).operations_.getxattr(context(r), node_of(ino), name,

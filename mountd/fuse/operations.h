@@ -8,8 +8,8 @@
 // value.
 //
 // The kernel checks permissions (default_permissions), keeps locks to itself (flock and fcntl are
-// local to the mount as long as wants_locks() is false) and applies the umask. Defaults answer what
-// makes the kernel do without the operation.
+// local to the mount as long as wants_locks() is false), knows no ACLs and applies the umask (as
+// long as wants_acls() is false). Defaults answer what makes the kernel do without the operation.
 #pragma once
 
 #include <fcntl.h>
@@ -33,6 +33,7 @@ struct RequestContext {
   gid_t gid = 0;
   pid_t pid = 0;
   std::uint64_t unique = 0;  ///< the request's number on this mount
+  mode_t umask = 0;          ///< mknod, mkdir, create: to be applied, if ConnectionInfo::acls
 };
 
 /// What was agreed with the kernel at INIT.
@@ -41,6 +42,7 @@ struct ConnectionInfo {
   std::uint32_t write_size_max = 0;  ///< bytes of one WRITE
   bool passthrough = false;          ///< open may answer a backing id
   bool kill_privileges = false;  ///< HANDLE_KILLPRIV_V2: the kill_suidgid flags are ours to obey
+  bool acls = false;             ///< the kernel obeys ACLs, and leaves the umask to us
   bool readdirplus = false;
   bool expire_only = false;  ///< entries can be expired without dropping them
 };
@@ -78,7 +80,7 @@ struct OpenRequest {
 };
 
 struct CreateRequest {
-  mode_t mode = 0;  ///< umask applied
+  mode_t mode = 0;  ///< umask applied, unless ConnectionInfo::acls
   int flags = 0;    ///< O_*
   bool kill_suidgid = false;
 };
@@ -115,6 +117,13 @@ struct LockRequest {
   bool wait = false;  ///< F_SETLKW: answer when granted; obey interrupts
 };
 
+struct SetXattr {
+  std::string_view name;
+  ByteView value;
+  int flags = 0;           ///< XATTR_CREATE, XATTR_REPLACE
+  bool kill_sgid = false;  ///< an access ACL, set by one outside the file's group: clear setgid
+};
+
 struct Forget {
   NodeHandle node{};
   std::uint64_t lookup_count = 0;
@@ -132,6 +141,9 @@ class Operations {
   virtual void destroy() {}
   /// True: flock and fcntl locks come to getlk, setlk and flock. Asked once, at mount.
   virtual bool wants_locks() const { return false; }
+  /// True: ACLs come as the xattrs system.posix_acl_access and system.posix_acl_default, which the
+  /// kernel obeys; keeping them and the mode in agreement, and inheriting them, is ours.
+  virtual bool wants_acls() const { return false; }
 
   virtual void lookup(Ctx, NodeHandle parent, std::string_view name, EntryReply reply) = 0;
   /// The kernel gives back `lookup_count` of its references to `node`. No answer.
@@ -145,7 +157,7 @@ class Operations {
   }
   virtual void readlink(Ctx, NodeHandle, ReadlinkReply reply) { reply.error(ENOSYS); }
 
-  // The mode carries the file type for mknod; the umask is applied.
+  // The mode carries the file type for mknod; the umask is applied, unless ConnectionInfo::acls.
   virtual void mknod(Ctx, NodeHandle /*parent*/, std::string_view /*name*/, mode_t, dev_t,
                      EntryReply reply) {
     reply.error(ENOSYS);
@@ -225,9 +237,7 @@ class Operations {
   virtual void statfs(Ctx, NodeHandle node, StatfsReply reply) = 0;
 
   // ENOSYS here is remembered by the kernel as "no xattrs on this mount".
-  /// `flags`: XATTR_CREATE, XATTR_REPLACE.
-  virtual void setxattr(Ctx, NodeHandle, std::string_view /*name*/, ByteView /*value*/,
-                        int /*flags*/, StatusReply reply) {
+  virtual void setxattr(Ctx, NodeHandle, const SetXattr&, StatusReply reply) {
     reply.error(ENOSYS);
   }
   virtual void getxattr(Ctx, NodeHandle, std::string_view /*name*/, XattrReply reply) {

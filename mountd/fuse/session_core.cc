@@ -22,6 +22,9 @@ constexpr std::uint64_t kWantedFlags = abi::kAsyncRead | abi::kAtomicOTrunc | ab
                                        abi::kAsyncDio | abi::kParallelDirops | abi::kCacheSymlinks |
                                        abi::kExplicitInvalData | abi::kHandleKillprivV2;
 
+/// What ACLs take: to be obeyed, the umask where it belongs, and word of when setgid must go.
+constexpr std::uint64_t kAclFlags = abi::kPosixAcl | abi::kDontMask | abi::kSetxattrExt;
+
 }  // namespace
 
 void InterruptTable::add(std::shared_ptr<SessionCore> core, std::uint64_t unique, unsigned loop,
@@ -127,7 +130,10 @@ void SessionCore::process(unsigned loop, MutableByteView bytes) {
   }
   auto& here = state(loop);
   FM_DASSERT(here.request == nullptr);
-  here.request = &request;
+  const auto opcode = request.opcode;
+  const auto unique = request.unique;
+  if (opcode == abi::kSetxattr && acls_) bytes = without_extension(here, bytes);
+  here.request = reinterpret_cast<const abi::InHeader*>(bytes.data());
   here.answered = false;
   here.operation = "request";
   fuse_buf buffer{};
@@ -135,11 +141,26 @@ void SessionCore::process(unsigned loop, MutableByteView bytes) {
   buffer.size = bytes.size();
   fuse_session_process_buf(libfuse_, &buffer);
   here.request = nullptr;
-  const bool has_answer = request.opcode != abi::kForget && request.opcode != abi::kBatchForget;
+  const bool has_answer = opcode != abi::kForget && opcode != abi::kBatchForget;
   if (has_answer && !here.answered) {
-    here.waiting[request.unique] = {here.operation, std::chrono::steady_clock::now()};
+    here.waiting[unique] = {here.operation, std::chrono::steady_clock::now()};
     waiting_count_.fetch_add(1, std::memory_order_relaxed);
   }
+}
+
+MutableByteView SessionCore::without_extension(LoopState& here, MutableByteView request) const {
+  abi::InHeader header{};
+  abi::SetxattrIn fixed{};
+  here.kill_sgid = false;
+  if (request.size() < sizeof header + sizeof fixed) return request;
+  std::memcpy(&header, request.data(), sizeof header);
+  std::memcpy(&fixed, request.data() + sizeof header, sizeof fixed);
+  here.kill_sgid = (fixed.setxattr_flags & abi::kSetxattrAclKillSgid) != 0;
+  const auto shorter = request.subspan(abi::kSetxattrExtBytes);
+  header.size -= static_cast<std::uint32_t>(abi::kSetxattrExtBytes);
+  std::memcpy(shorter.data(), &header, sizeof header);
+  std::memcpy(shorter.data() + sizeof header, &fixed, sizeof fixed - abi::kSetxattrExtBytes);
+  return shorter;
 }
 
 void SessionCore::refuse(unsigned loop, const abi::InHeader& request, int errno_value) {
@@ -182,6 +203,7 @@ ssize_t SessionCore::write_init_reply(const iovec* parts, int count) {
   // HANDLE_KILLPRIV_V2.
   const auto asked_of_libfuse = flags;
   flags |= offered_flags_ & kWantedFlags;
+  if (acls_) flags |= kAclFlags;
   spdlog::debug("fuse: flags that libfuse left out: {:#x}", flags & ~asked_of_libfuse);
   if (offered(abi::kInitExt)) {
     flags |= abi::kInitExt;
@@ -211,10 +233,12 @@ ConnectionInfo SessionCore::negotiate(std::uint32_t write_size_max) {
   offered_flags_ = in.flags;
   if ((in.flags & abi::kInitExt) != 0) offered_flags_ |= std::uint64_t{in.flags2} << 32;
   want_passthrough_ = options_.passthrough && privileged_ && offered(abi::kPassthrough);
+  acls_ = operations_.wants_acls() && offered(kAclFlags);
   ConnectionInfo info;
   info.protocol_minor = in.minor;
   info.write_size_max = write_size_max;
   info.passthrough = want_passthrough_;
+  info.acls = acls_;
   info.kill_privileges = offered(abi::kHandleKillprivV2);
   info.readdirplus = offered(abi::kReaddirplus);
   info.expire_only = offered(abi::kHasExpireOnly);

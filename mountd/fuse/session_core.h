@@ -71,6 +71,7 @@ class SessionCore : public TransportHost, public std::enable_shared_from_this<Se
     const abi::InHeader* request = nullptr;  ///< the one being processed
     bool answered = false;                   ///< that one
     const char* operation = "";              ///< of that one, for `waiting`
+    bool kill_sgid = false;                  ///< that one is a SETXATTR with this flag
     std::unordered_map<std::uint64_t, Waiting> waiting;
   };
 
@@ -82,6 +83,8 @@ class SessionCore : public TransportHost, public std::enable_shared_from_this<Se
   ssize_t write_reply(const iovec* parts, int count);
   /// A notification or its error. Any thread.
   Status notify(std::int32_t code, ByteView fixed, std::string_view name);
+  /// The kernel obeys ACLs and leaves the umask to us. Agreed to at INIT.
+  bool acls() const { return acls_; }
   bool offered(std::uint64_t flag) const { return (offered_flags_ & flag) == flag; }
   ConnectionInfo negotiate(std::uint32_t write_size_max);
 
@@ -121,7 +124,10 @@ class SessionCore : public TransportHost, public std::enable_shared_from_this<Se
   void refuse(unsigned loop, const abi::InHeader& request, int errno_value);
   ssize_t write_init_reply(const iovec* parts, int count);
   std::vector<std::unique_ptr<LoopState>> loop_states_;
+  /// libfuse 3.14 knows SETXATTR in its short form only: takes the extension out.
+  MutableByteView without_extension(LoopState& here, MutableByteView request) const;
   std::uint64_t offered_flags_ = 0;
+  bool acls_ = false;
   std::atomic<std::uint64_t> init_flags_{0};
 };
 

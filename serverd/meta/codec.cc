@@ -548,6 +548,7 @@ Attr to_attr(InodeId inode, const InodeRecord& record) {
   attr.change = record.change;
   attr.parent = record.parent;
   attr.symlink_target = record.symlink_target;
+  attr.no_xattrs = record.xattr_name_bytes == 0;
   return attr;
 }
 

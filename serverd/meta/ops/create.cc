@@ -60,7 +60,10 @@ Outcome apply_op(OpContext& context, const CreateOp& op) {
   if (is_directory && parent.nlink >= kDirectoryLinksMax) return refuse(std::errc::too_many_links);
 
   const InodeId inode = next_inode(context);
-  FM_CHECK(txn.put_inode(inode, new_inode(context, op, parent)));
+  InodeRecord record = new_inode(context, op, parent);
+  FM_TRY(const bool fits, inherit_acl(txn, op.parent, inode, record, op.umask));
+  if (!fits) return refuse(std::errc::no_space_on_device);
+  FM_CHECK(txn.put_inode(inode, std::move(record)));
   FM_CHECK(txn.put_dentry(op.parent, {.name = op.name,
                                       .inode = inode,
                                       .type = op.type,

@@ -76,6 +76,14 @@ InodeId next_inode(OpContext& context);
 /// The group of what somebody of group `gid` makes in `parent`: the directory's own if it is
 /// setgid.
 std::uint32_t group_in(const InodeRecord& parent, std::uint32_t gid);
+/// Sets or (none) removes an xattr, and counts it in `record`, which is the caller's to store.
+/// False: it would be too much for one inode (ENOSPC).
+Result<bool> put_xattr(Txn& txn, InodeId inode, InodeRecord& record, std::string_view name,
+                       std::optional<std::string> value);
+/// Gives a new inode what its parent's default ACL says, or else applies the umask. Of the record
+/// it changes the mode; false as put_xattr().
+Result<bool> inherit_acl(Txn& txn, InodeId parent, InodeId inode, InodeRecord& record,
+                         std::uint32_t umask);
 /// After entries of `directory` changed: mtime and ctime.
 void touch(InodeRecord& directory, Timestamp now);
 /// The new ctime of a file whose writing set `mtime`: when it was written, not when it was closed.

@@ -1,7 +1,23 @@
 // chmod, chown, utimensat. A new size is a commit: it makes a version.
+#include "serverd/meta/acl.h"
 #include "serverd/meta/ops/ops.h"
 
 namespace fermata::serverd {
+namespace {
+
+/// After chmod: an access ACL follows the mode.
+Status change_acl(Txn& txn, InodeId inode, InodeRecord& record) {
+  if (record.xattr_name_bytes == 0) return {};
+  FM_TRY(const auto bytes, txn.xattr(inode, kAclAccess));
+  if (!bytes) return {};
+  auto acl = parse_acl(*bytes);
+  if (!acl) return Errc::kCorruptStore;
+  set_mode(*acl, record.mode);
+  FM_TRY(const bool fits, put_xattr(txn, inode, record, kAclAccess, encode_acl(*acl)));
+  return fits ? Status() : Status(Errc::kCorruptStore);  // it is as long as before
+}
+
+}  // namespace
 
 Outcome apply_op(OpContext& context, const SetAttrOp& op) {
   Txn& txn = context.txn;
@@ -12,6 +28,7 @@ Outcome apply_op(OpContext& context, const SetAttrOp& op) {
   // A mode that comes along is the kernel's, which has cleared what a chown clears.
   if (op.mode) {
     record->mode = *op.mode & 07777;
+    FM_CHECK(change_acl(txn, op.inode, *record));
   } else if (op.uid || op.gid) {
     clear_suid_sgid(*record);
   }

@@ -482,11 +482,10 @@ void MirrorFs::statfs(Ctx, NodeHandle, StatfsReply reply) {
   reply.statfs(values);
 }
 
-void MirrorFs::setxattr(Ctx, NodeHandle handle, std::string_view name, ByteView value, int flags,
-                        StatusReply reply) {
+void MirrorFs::setxattr(Ctx, NodeHandle handle, const SetXattr& what, StatusReply reply) {
   counted("setxattr");
-  reply.error(status_of(::setxattr(find(handle)->path().c_str(), std::string(name).c_str(),
-                                   value.data(), value.size(), flags)));
+  reply.error(status_of(::setxattr(find(handle)->path().c_str(), std::string(what.name).c_str(),
+                                   what.value.data(), what.value.size(), what.flags)));
 }
 
 void MirrorFs::getxattr(Ctx, NodeHandle handle, std::string_view name, XattrReply reply) {

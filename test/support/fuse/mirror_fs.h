@@ -80,7 +80,7 @@ class MirrorFs : public mountd::Operations {
   void releasedir(Ctx, NodeHandle, std::uint64_t fh, mountd::StatusReply) override;
   void fsyncdir(Ctx, NodeHandle, std::uint64_t fh, bool, mountd::StatusReply) override;
   void statfs(Ctx, NodeHandle, mountd::StatfsReply) override;
-  void setxattr(Ctx, NodeHandle, std::string_view, ByteView, int, mountd::StatusReply) override;
+  void setxattr(Ctx, NodeHandle, const mountd::SetXattr&, mountd::StatusReply) override;
   void getxattr(Ctx, NodeHandle, std::string_view, mountd::XattrReply) override;
   void listxattr(Ctx, NodeHandle, mountd::XattrReply) override;
   void removexattr(Ctx, NodeHandle, std::string_view, mountd::StatusReply) override;
