@@ -50,8 +50,8 @@ void add_flags(CLI::App& app, Flags& flags) {
                  "Of the copies together, such as 10G (the default)");
   app.add_option(
       "-o", flags.mount_options,
-      "ro, noatime, nosuid, suid, nodev, dev, noexec, nopassthrough, soft, soft_timeout=SECONDS, "
-      "cache-size=SIZE, attr_timeout=SECONDS, entry_timeout=SECONDS");
+      "ro, noatime, strictatime, nosuid, suid, nodev, dev, noexec, nopassthrough, soft, "
+      "soft_timeout=SECONDS, cache-size=SIZE, attr_timeout=SECONDS, entry_timeout=SECONDS");
   app.add_flag("--foreground,-f", options.foreground, "Stay in the foreground");
   app.add_option("--pidfile", options.pidfile, "Write the process id here");
   app.add_option("--log", options.log_file, "Log to this file instead of stderr");

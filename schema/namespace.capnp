@@ -62,6 +62,7 @@ struct Mutation {
     commit @8 :Commit;
     releaseOrphans @9 :ReleaseOrphans;
     lock @10 :Lock;
+    noteReads @11 :NoteReads;
   }
   struct Create {
     parent @0 :UInt64;
@@ -114,6 +115,10 @@ struct Mutation {
     pathHint @10 :Data;
   }
   struct ReleaseOrphans { inodes @0 :List(UInt64); }
+  struct NoteReads {
+    reads @0 :List(Read);
+    struct Read { inode @0 :UInt64; time @1 :T.Timestamp; }
+  }
   struct Lock {
     inode @0 :UInt64;
     space @1 :UInt8;           # LockSpace

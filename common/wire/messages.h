@@ -353,8 +353,21 @@ struct LockOp {
   bool operator==(const LockOp&) const = default;
 };
 
+/// What was read, and when: the inode's atime rises to that, unless something has changed the inode
+/// since. Nobody is called back for it: others see it when they ask again for another reason.
+struct NoteReadsOp {
+  struct Read {
+    InodeId inode;
+    Timestamp time;
+    bool operator==(const Read&) const = default;
+  };
+  static constexpr std::size_t kReadsMax = 1'000;
+  std::vector<Read> reads;
+  bool operator==(const NoteReadsOp&) const = default;
+};
+
 using Mutation = std::variant<CreateOp, LinkOp, UnlinkOp, RmdirOp, RenameOp, SetAttrOp, SetXattrOp,
-                              RemoveXattrOp, CommitOp, ReleaseOrphansOp, LockOp>;
+                              RemoveXattrOp, CommitOp, ReleaseOrphansOp, LockOp, NoteReadsOp>;
 
 struct MutationRequest {
   SessionId session;

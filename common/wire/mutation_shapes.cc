@@ -111,6 +111,13 @@ struct OpWriter {
               op.inodes);
   }
   void operator()(const LockOp& op) { wire::write(out.initLock(), op); }
+  void operator()(const NoteReadsOp& op) {
+    auto reads = out.initNoteReads().initReads(static_cast<unsigned>(op.reads.size()));
+    for (unsigned i = 0; i < op.reads.size(); ++i) {
+      reads[i].setInode(op.reads[i].inode.value());
+      wire::write(reads[i].initTime(), op.reads[i].time);
+    }
+  }
 };
 
 Result<CreateOp> read_create(Mutation::Create::Reader in) {
@@ -213,6 +220,18 @@ Result<ReleaseOrphansOp> read_release(Mutation::ReleaseOrphans::Reader in) {
   return op;
 }
 
+Result<NoteReadsOp> read_note_reads(Mutation::NoteReads::Reader in) {
+  NoteReadsOp op;
+  if (in.getReads().size() > NoteReadsOp::kReadsMax) return Errc::kBadMessage;
+  for (const auto each : in.getReads()) {
+    NoteReadsOp::Read one;
+    one.inode = InodeId(each.getInode());
+    FM_TRY(one.time, read(each.getTime()));
+    op.reads.push_back(one);
+  }
+  return op;
+}
+
 template <class Op>
 Result<fermata::Mutation> wrap(Result<Op> op) {
   if (!op) return op.error();
@@ -274,6 +293,8 @@ Result<fermata::Mutation> read(schema::Mutation::Reader in) {
       return wrap(read_release(in.getReleaseOrphans()));
     case Mutation::LOCK:
       return wrap(read(in.getLock()));
+    case Mutation::NOTE_READS:
+      return wrap(read_note_reads(in.getNoteReads()));
   }
   return Errc::kUnsupported;
 }

@@ -131,7 +131,9 @@ Result<std::shared_ptr<Fd>> CachedCopy::descriptor(Open which) {
     const MutexLock lock(mutex_);
     std::shared_ptr<Fd>& kept = which == Open::kReader ? reader_ : writer_;
     if (kept) return kept;
-    FM_TRY(kept, posix::open_file(data_path_, which == Open::kReader ? O_RDONLY : O_RDWR));
+    // The file's atime is the applications': reads of our own are none.
+    const int flags = which == Open::kReader ? O_RDONLY : O_RDWR;
+    FM_TRY(kept, posix::open_file(data_path_, flags | O_NOATIME));
     opened = kept;
   }
   store_.opened_descriptor();
@@ -177,6 +179,21 @@ Result<bool> CachedCopy::has_writable_users() {
 Result<BackingStat> CachedCopy::stat() {
   FM_TRY(const auto fd, reader());
   return posix::stat_file(*fd);
+}
+
+Status CachedCopy::arm_access_time() {
+  FM_TRY(const auto fd, reader());
+  const MutexLock lock(mutex_);
+  if (!complete() || maybe_dirty() || updating_) return {};
+  FM_TRY(const auto before, posix::stat_file(*fd));
+  if (before.atime_ns <= before.mtime_ns || before.atime_ns <= before.ctime_ns) return {};
+  const timespec times[2] = {{}, {0, UTIME_OMIT}};
+  if (::futimens(fd->get(), times) != 0) return last_errno();
+  if (before.ctime_ns != clean_.ctime_ns) return {};
+  FM_TRY(const auto after, posix::stat_file(*fd));
+  clean_.ctime_ns = after.ctime_ns;  // the bytes are the same
+  save_stale_ = true;
+  return {};
 }
 
 // --- filling -------------------------------------------------------------------------------------

@@ -157,6 +157,10 @@ class CachedCopy {
   /// leaves the cache with its last pin, dirty or not.
   void discard();
 
+  /// Lets the kernel's next read of the backing file show in its atime: a filesystem that keeps
+  /// them by relatime would note none after the first. Leaves a copy alone that may be written to;
+  /// there every write has the same effect.
+  Status arm_access_time();
   /// Used until now; counts for eviction after CacheStore::touch().
   void note_use();
   void set_path_hint(std::string path);
@@ -206,7 +210,7 @@ class CachedCopy {
   std::atomic<std::uint64_t> uncharged_bytes_{0};  // written since the last recharge()
 
   // Lock order: CacheStore::mutex_, then these; save_mutex_ before mutex_. No I/O under mutex_ but
-  // the opening of a descriptor and has_writable_users().
+  // the opening of a descriptor, has_writable_users() and arm_access_time().
   Mutex append_mutex_;
   Mutex save_mutex_;  // orders writes of the sidecar
   mutable Mutex mutex_;

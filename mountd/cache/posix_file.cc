@@ -31,12 +31,15 @@ Fd::~Fd() {
 namespace posix {
 
 Result<std::shared_ptr<Fd>> open_file(const std::string& path, int flags, unsigned mode) {
-  int fd = -1;
-  do {
-    fd = ::open(path.c_str(), flags | O_CLOEXEC, mode);
-  } while (fd < 0 && errno == EINTR);
-  if (fd < 0) return last_errno();
-  return std::make_shared<Fd>(fd);
+  while (true) {
+    const int fd = ::open(path.c_str(), flags | O_CLOEXEC, mode);
+    if (fd >= 0) return std::make_shared<Fd>(fd);
+    if (errno == EPERM && (flags & O_NOATIME) != 0) {
+      flags &= ~O_NOATIME;  // the file's owner may, others do without
+    } else if (errno != EINTR) {
+      return last_errno();
+    }
+  }
 }
 
 Result<BackingStat> stat_file(const Fd& fd) {

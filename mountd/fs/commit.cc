@@ -169,6 +169,7 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
     mtime_moved = file->times.moved(backing_ns);
     if (mtime_moved) input.mtime = from_ns(file->times.look(backing_ns, to_ns(view->attr.ctime)));
   }
+  if (view->noted_read) input.atime = view->attr.atime;
   input.cred = who;
   if (look.modified) file->sticky = true;  // what is being committed stays the mount's
   if (look.modified && lock_lost) {
@@ -197,6 +198,7 @@ Task<void> FileSystem::send_times(LoopContext& at, Credentials who, FilePtr file
   op.inode = file->inode;
   op.mtime = input.mtime;
   op.written = true;
+  op.atime = input.atime;
   op.clear_suid_sgid = input.clear_suid_sgid;
   FM_CO_TRY(const auto reply, co_await at.client->mutate(who, op));
   if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
@@ -297,6 +299,10 @@ asio::awaitable<void> FileSystem::commit_files(LoopContext& at, Duration timeout
     if (!result || *result) ++failed;
   }
   holds.clear();
+  const auto told = std::make_shared<Signal>(at.env->executor());
+  background(at, "note reads", send_reads_now(at, told));
+  const auto left = std::max<Duration>(deadline - at.env->now(), Duration{0});
+  (void)co_await told->wait_for(left);
   done(failed);
 }
 

@@ -2,6 +2,8 @@
 // moment, so names that others add or remove meanwhile can neither hide nor double another one.
 //
 // The kernel's cookies: 1 is after ".", 2 after "..", and n + 2 after the entry with cookie n.
+#include <fcntl.h>
+
 #include "mountd/fs/attributes.h"
 #include "mountd/fs/file_system.h"
 
@@ -22,13 +24,15 @@ std::size_t first_after(const Listing& listing, Cookie cookie) {
 }
 }  // namespace
 
-void FileSystem::opendir(Ctx, NodeHandle node, int, OpenReply reply) {
+void FileSystem::opendir(Ctx, NodeHandle node, int flags, OpenReply reply) {
   if (!table_.inode_of(node)) return reply.error(ESTALE);
   OpenResult result;
   result.fh = next_handle_.fetch_add(1);
   {
     MutexLock lock(handles_mutex_);
-    dirs_.emplace(result.fh, std::make_shared<DirHandle>());
+    const auto made = std::make_shared<DirHandle>();
+    made->counts_reads = (flags & O_NOATIME) == 0;
+    dirs_.emplace(result.fh, made);
   }
   reply.opened(result);
 }
@@ -70,6 +74,7 @@ void FileSystem::readdir(Ctx ctx, NodeHandle node, std::uint64_t fh, std::uint64
   }
   const auto view = table_.find(node);
   if (!view || !handle) return reply.error(view ? EBADF : ESTALE);
+  if (cookie == 0 && handle->counts_reads) note_read(view->inode);
   if (view->attr_known && window_has(*handle, view->inode, cookie)) {
     return fill_reply(reply, *view, *handle, cookie);
   }

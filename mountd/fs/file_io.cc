@@ -41,6 +41,11 @@ void FileSystem::read(Ctx ctx, NodeHandle, std::uint64_t fh, std::uint64_t offse
                       ReadReply reply) {
   const auto open = handle(fh);
   if (!open) return reply.error(EBADF);
+  if (open->counts_reads && size != 0) {
+    // One READ of each open is enough, but for strictatime.
+    const bool again = open->read_noted.exchange(true) && options_.atime != AtimeRule::kAlways;
+    if (!again) note_read(open->file->inode);
+  }
   const bool ready = open->copy->complete() || open->copy->present(offset, size);
   if (ready && reply.try_file(open->reader->get(), offset, size)) return;
   LoopContext& here = at(reply);

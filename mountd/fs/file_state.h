@@ -70,6 +70,8 @@ struct FileState {
   /// The session under which what no commit has taken was begun; in another one the commit is
   /// fenced: it takes effect only if nobody else has committed since.
   SessionId work_session FM_GUARDED_BY(mutex);
+  /// The backing file's atime as of the last read that was noted (atime.cc).
+  std::int64_t atime_base_ns FM_GUARDED_BY(mutex) = 0;
   bool fenced FM_GUARDED_BY(mutex) = false;  ///< written under a session that is over
   /// Written under a lock that was lost with its session: its commit is refused.
   bool lock_lost FM_GUARDED_BY(mutex) = false;

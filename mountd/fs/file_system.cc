@@ -120,6 +120,9 @@ struct stat FileSystem::stat_of(const View& view) {
   struct stat out = to_stat(view.shown ? *view.shown : view.attr);
   if (!view.file) return out;
   FileState& file = *view.file;
+  if (file.holds.load() != 0) {
+    if (const auto read = note_backing_read(file)) out.st_atim = to_timespec(*read);
+  }
   if (!is_live(file)) return out;
   MutexLock lock(file.mutex);
   if (file.kill_privileges) out.st_mode &= ~mode_t{S_ISUID | S_ISGID};
@@ -409,10 +412,12 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
   // chown(path, -1, -1) asks for nothing but a new ctime.
   constexpr std::uint32_t kValues = kSetMode | kSetUid | kSetGid | kSetSize | kSetAtime | kSetMtime;
   if (wanted || (set.valid & kValues) == 0) {
+    if (view.noted_read && !op.atime_now && !op.atime) op.atime = view.attr.atime;
     const auto answer = co_await at.client->mutate(who, op);
     if (!answer) co_return stale_if_gone(view.inode, answer.error());
     const MutationReply& reply = *answer;
     if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
+    if (op.atime || op.atime_now) table_.clear_read(view.inode);
     if (op.mode) table_.drop_xattrs(view.inode, reply.stamp);  // an ACL follows the mode
     if (reply.attr && view.file && set.has(kSetMtime)) {
       const FilePtr file = view.file;

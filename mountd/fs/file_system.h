@@ -24,6 +24,7 @@
 #include <set>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "common/base/mutex.h"
@@ -54,6 +55,7 @@ struct LoopContext {
 struct FsOptions {
   bool read_only = false;
   bool passthrough = true;
+  AtimeRule atime = AtimeRule::kRelative;
   std::chrono::nanoseconds attr_timeout = std::chrono::hours(1);   ///< at most; the lease bounds it
   std::chrono::nanoseconds entry_timeout = std::chrono::hours(1);  ///< at most; the lease bounds it
   std::uint64_t stream_min_bytes = 16ULL << 20;  ///< larger files are opened while they stream in
@@ -154,6 +156,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     CachePin copy;
     std::shared_ptr<Fd> reader;  // of the copy
     bool writable = false;
+    bool counts_reads = true;  // no O_NOATIME
+    std::atomic<bool> read_noted{false};
     bool flushes = true;  // close(2) is told; else only the last one, by release
     IoMode mode = IoMode::kNone;
     Mutex mutex;
@@ -161,6 +165,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   };
   /// An open directory: where its stream is.
   struct DirHandle {
+    bool counts_reads = true;  // no O_NOATIME
     Mutex mutex;
     std::shared_ptr<const Listing> window FM_GUARDED_BY(mutex);  // consecutive names
     Cookie window_after FM_GUARDED_BY(mutex);       // the cookie before the first of them
@@ -250,6 +255,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   struct OpenWish {
     bool writable = false;
     bool truncate = false;
+    bool no_atime = false;
     bool kill_suidgid = false;
     bool create = false;    ///< truncating an empty file is no change then
     bool ordinary = false;  ///< no passthrough: the cache's disk may want room while it is written
@@ -307,6 +313,19 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<std::size_t> do_copy(LoopContext& at, std::shared_ptr<Handle> in,
                             std::shared_ptr<Handle> out, CopyRange range);
   void note_kill(const FilePtr& file);
+
+  // atime.cc
+  Timestamp wall_time() const;
+  bool wants_read(InodeId inode);
+  /// Takes a read for an access time if the rule wants that: the new one.
+  std::optional<Timestamp> note_read(InodeId inode);
+  /// note_read() if the kernel has read the backing file since the last time.
+  std::optional<Timestamp> note_backing_read(FileState& file);
+  /// Before an open that reads past the daemon, of a file whose next read is to be noted.
+  void expect_reads(FileState& file);
+  awaitable<void> send_reads_later(LoopContext& at);
+  awaitable<void> send_reads_now(LoopContext& at, std::shared_ptr<Signal> done);
+  awaitable<void> send_reads(LoopContext& at);
 
   // xattr_ops.cc
   Task<std::shared_ptr<const NodeTable::Xattrs>> all_xattrs(LoopContext& at, Credentials who,
@@ -399,6 +418,10 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
 
   Mutex idle_mutex_;                                                     // after FileState::mutex
   std::list<std::weak_ptr<FileState>> idle_ FM_GUARDED_BY(idle_mutex_);  // oldest first
+
+  Mutex reads_mutex_;
+  std::unordered_set<InodeId> reads_ FM_GUARDED_BY(reads_mutex_);  // noted, not told yet
+  bool reads_running_ FM_GUARDED_BY(reads_mutex_) = false;
 
   Mutex statfs_mutex_;
   std::optional<StatFsReply> statfs_ FM_GUARDED_BY(statfs_mutex_);

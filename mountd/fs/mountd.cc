@@ -95,6 +95,7 @@ std::string Mountd::open_session() {
   }
   FsOptions fs;
   fs.read_only = options_.read_only;
+  fs.atime = options_.atime;
   fs.passthrough = options_.passthrough;
   fs.attr_timeout = options_.attr_timeout;
   fs.entry_timeout = options_.entry_timeout;
@@ -136,7 +137,8 @@ std::string Mountd::mount() {
   mount.mount_point = options_.mount_point;
   mount.fs_name = options_.servers.front() + ":/";
   mount.read_only = options_.read_only;
-  mount.no_atime = options_.no_atime;
+  mount.no_atime = options_.atime == AtimeRule::kNever;
+  mount.strict_atime = options_.atime == AtimeRule::kAlways;
   mount.no_suid = !options_.suid;
   mount.no_dev = !options_.dev;
   mount.no_exec = !options_.exec;

@@ -257,6 +257,7 @@ asio::awaitable<void> FileSystem::do_release_orphan(LoopContext& at, InodeId ino
 void FileSystem::readlink(Ctx ctx, NodeHandle node, ReadlinkReply reply) {
   const auto view = table_.find(node);
   if (!view) return reply.error(ESTALE);
+  note_read(view->inode);
   // A symlink's target never changes, and inode ids are not reused: no lease is needed.
   if (view->attr_known) {
     if (view->attr.type != FileType::kSymlink) return reply.error(EINVAL);

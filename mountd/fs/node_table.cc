@@ -74,6 +74,8 @@ bool NodeTable::attr_valid(const Inode& of) const {
 
 void NodeTable::apply_locked(Inode& to, const Attr& attr, Stamp stamp, bool leased) {
   if (to.known && stamp < to.stamp) return;
+  // Set by somebody, here or elsewhere: what was read before that counts no more.
+  if (attr.atime != to.attr.atime && attr.atime != to.told_read) to.noted_read.reset();
   to.known = true;
   to.attr = attr;
   to.stamp = stamp;
@@ -155,6 +157,10 @@ NodeTable::View NodeTable::view(const Node& node, const Inode& of) const {
   out.attr_valid = attr_valid(of);
   out.attr = of.attr;
   out.attr.inode = of.id;
+  if (of.noted_read && *of.noted_read > out.attr.atime) {
+    out.attr.atime = *of.noted_read;
+    out.noted_read = true;
+  }
   out.version = node.version;
   out.file = node.file;
   if (node.file && of.known && node.version != of.attr.version) {
@@ -418,6 +424,50 @@ void NodeTable::change_xattr(InodeId id, const std::string& name, std::optional<
   }
   of.xattrs = std::move(changed);
   of.xattrs_stamp = stamp;
+}
+
+// ------------------------------------------------------------------------------- access times
+
+bool NodeTable::wants_read(const Inode& of, Timestamp now, AtimeRule rule) {
+  constexpr std::int64_t kDay = 24 * 60 * 60;
+  if (rule == AtimeRule::kNever || !of.known || of.gone) return false;
+  if (rule == AtimeRule::kAlways) return true;
+  const Timestamp last = of.noted_read ? std::max(*of.noted_read, of.attr.atime) : of.attr.atime;
+  return last <= of.attr.mtime || last <= of.attr.ctime || now.seconds - last.seconds >= kDay;
+}
+
+bool NodeTable::wants_read(InodeId id, Timestamp now, AtimeRule rule) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  return of != nullptr && wants_read(*of, now, rule);
+}
+
+std::optional<Timestamp> NodeTable::note_read(InodeId id, Timestamp now, AtimeRule rule) {
+  MutexLock lock(mutex_);
+  Inode* of = peek_inode(id);
+  if (of == nullptr || !wants_read(*of, now, rule)) return std::nullopt;
+  // What it read was there after the last change, whatever this machine's clock says.
+  Timestamp after = of->attr.ctime;
+  after.nanoseconds < 999'999'999 ? ++after.nanoseconds : ++after.seconds;
+  of->noted_read = std::max(now, after);
+  return of->noted_read;
+}
+
+void NodeTable::clear_read(InodeId id) {
+  MutexLock lock(mutex_);
+  if (Inode* of = peek_inode(id)) of->noted_read.reset();
+}
+
+std::vector<NoteReadsOp::Read> NodeTable::noted_reads(const std::vector<InodeId>& inodes) {
+  MutexLock lock(mutex_);
+  std::vector<NoteReadsOp::Read> out;
+  for (const InodeId id : inodes) {
+    const auto found = inodes_.find(id);
+    if (found == inodes_.end() || found->second->gone || !found->second->noted_read) continue;
+    found->second->told_read = found->second->noted_read;
+    out.push_back({id, *found->second->noted_read});
+  }
+  return out;
 }
 
 // ----------------------------------------------------------------------------------- lineages

@@ -24,6 +24,7 @@
 #include "common/base/mutex.h"
 #include "common/wire/messages.h"
 #include "mountd/client/session.h"
+#include "mountd/fs/atime.h"
 #include "mountd/fs/file_state.h"
 #include "mountd/fuse/notifier.h"
 
@@ -58,6 +59,7 @@ class NodeTable {
     bool current = true;
     bool attr_known = false;
     bool attr_valid = false;
+    bool noted_read = false;  ///< attr.atime is a read that the cluster may not know yet
     Attr attr;
     std::optional<Attr> shown;
     Version version;
@@ -125,6 +127,16 @@ class NodeTable {
   /// After an own mutation: changes the cached value (none: removed), or drops the cache.
   void change_xattr(InodeId inode, const std::string& name, std::optional<std::string> value,
                     Stamp stamp, bool leased);
+
+  // --- access times ------------------------------------------------------------------------------
+  /// The inode was read. If the rule wants that noted: the access time that is shown from here on.
+  std::optional<Timestamp> note_read(InodeId inode, Timestamp now, AtimeRule rule);
+  /// Whether note_read() would note it.
+  bool wants_read(InodeId inode, Timestamp now, AtimeRule rule);
+  /// The atime was set: what was noted before counts no more.
+  void clear_read(InodeId inode);
+  /// Of these inodes, those with a noted read that the cluster need not know yet.
+  std::vector<NoteReadsOp::Read> noted_reads(const std::vector<InodeId>& inodes);
 
   // --- lineages ----------------------------------------------------------------------------------
   /// For an open of a regular file: the view with one more hold on its file; none if unknown.
@@ -208,6 +220,8 @@ class NodeTable {
     std::unique_ptr<Directory> directory;
     std::shared_ptr<const Xattrs> xattrs;
     Stamp xattrs_stamp;
+    std::optional<Timestamp> noted_read;
+    std::optional<Timestamp> told_read;  // the last one that the cluster was told
     std::list<InodeId>::iterator place;
   };
 
@@ -215,6 +229,7 @@ class NodeTable {
   Inode* peek_inode(InodeId id) FM_REQUIRES(mutex_);
   Directory& directory(InodeId id) FM_REQUIRES(mutex_);
   bool attr_valid(const Inode& inode) const;
+  static bool wants_read(const Inode& of, Timestamp now, AtimeRule rule);
   void apply_locked(Inode& to, const Attr& attr, Stamp stamp, bool leased) FM_REQUIRES(mutex_);
   Node& newest_node(Inode& of) FM_REQUIRES(mutex_);
   Node& make_node(Inode& of) FM_REQUIRES(mutex_);

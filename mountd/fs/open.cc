@@ -24,6 +24,7 @@ FileSystem::OpenWish FileSystem::wish_of(int flags, bool kill) {
   OpenWish wish;
   wish.truncate = (flags & O_TRUNC) != 0;
   wish.writable = (flags & O_ACCMODE) != O_RDONLY || wish.truncate;
+  wish.no_atime = (flags & O_NOATIME) != 0;
   wish.kill_suidgid = kill;
   return wish;
 }
@@ -251,9 +252,11 @@ Task<void> FileSystem::wait_filled(LoopContext& at, FilePtr file, CachePin copy)
 
 void FileSystem::attach_copy(const FilePtr& file, CachePin copy) {
   std::int64_t mtime_base = 0;
-  // What was left dirty by an earlier mountd has the backing file's own mtime.
-  if (!copy->maybe_dirty()) {
-    if (const auto backing = copy->stat()) mtime_base = backing->mtime_ns;
+  std::int64_t atime_base = 0;
+  if (const auto backing = copy->stat()) {
+    atime_base = backing->atime_ns;
+    // What was left dirty by an earlier mountd has the backing file's own mtime.
+    if (!copy->maybe_dirty()) mtime_base = backing->mtime_ns;
   }
   std::int32_t old_backing = 0;
   {
@@ -263,6 +266,7 @@ void FileSystem::attach_copy(const FilePtr& file, CachePin copy) {
     std::swap(file->copy, copy);
     file->fill.reset();
     file->times.settle(mtime_base);
+    file->atime_base_ns = atime_base;
   }
   FuseSession* fuse = fuse_.load();
   if (old_backing > 0 && fuse != nullptr) (void)fuse->close_backing(old_backing);
@@ -363,6 +367,10 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
   auto opened = std::make_shared<Handle>();
   opened->file = file;
   opened->writable = wish.writable;
+  opened->counts_reads = !wish.no_atime;
+  // Reads from the kernel's pages would not be heard of.
+  const bool hears = opened->counts_reads && wants_read(file->inode);
+  if (hears && passthrough_.load()) expect_reads(*file);
   OpenResult result;
   {
     MutexLock lock(file->mutex);
@@ -384,7 +392,8 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
       file->page_cache_version = {};
     } else {
       const Version version = file->copy->base();
-      if (version && file->page_cache_version == version) result.flags |= kOpenKeepCache;
+      const bool same = version && file->page_cache_version == version;
+      if (same && !hears) result.flags |= kOpenKeepCache;
       file->page_cache_version = version;
     }
     ++file->opens;
@@ -492,6 +501,7 @@ void FileSystem::close_handle(LoopContext& at, std::uint64_t fh) {
   if (!closed) return;
   const FilePtr file = closed->file;
   if (closed->writable && closed->mode == IoMode::kPassthrough) passthrough_writers_.fetch_sub(1);
+  if (closed->counts_reads) note_backing_read(*file);
   bool last = false;
   {
     MutexLock lock(file->mutex);

@@ -24,8 +24,10 @@ std::string apply_one(MountdOptions& to, const std::string& name, const std::str
   static const std::map<std::string, std::function<void(MountdOptions&)>> kFlags = {
       {"ro", [](MountdOptions& o) { o.read_only = true; }},
       {"rw", [](MountdOptions& o) { o.read_only = false; }},
-      {"noatime", [](MountdOptions& o) { o.no_atime = true; }},
-      {"atime", [](MountdOptions& o) { o.no_atime = false; }},
+      {"noatime", [](MountdOptions& o) { o.atime = AtimeRule::kNever; }},
+      {"atime", [](MountdOptions& o) { o.atime = AtimeRule::kRelative; }},
+      {"relatime", [](MountdOptions& o) { o.atime = AtimeRule::kRelative; }},
+      {"strictatime", [](MountdOptions& o) { o.atime = AtimeRule::kAlways; }},
       {"suid", [](MountdOptions& o) { o.suid = true; }},
       {"nosuid", [](MountdOptions& o) { o.suid = false; }},
       {"dev", [](MountdOptions& o) { o.dev = true; }},

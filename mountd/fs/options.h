@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/base/result.h"
+#include "mountd/fs/atime.h"
 
 namespace fermata::mountd {
 
@@ -24,7 +25,7 @@ struct MountdOptions {
 
   // -o
   bool read_only = false;
-  bool no_atime = false;
+  AtimeRule atime = AtimeRule::kRelative;
   bool suid = false;
   bool dev = false;
   bool exec = true;

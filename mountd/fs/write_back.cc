@@ -150,6 +150,7 @@ Task<Attempt> send(Env& env, ClusterClient& client, const CommitInput& input, Ch
   op.whole = plan.whole;
   op.replace_newer = replace;
   op.mtime = input.mtime;
+  op.atime = input.atime;
   op.clear_suid_sgid = input.clear_suid_sgid;
   op.path_hint = input.path_hint;
   Attempt out;

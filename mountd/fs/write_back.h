@@ -8,6 +8,7 @@
 // Thread-safety: coroutines of the loop whose client they use. One commit of a copy at a time.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "common/env/env.h"
@@ -36,6 +37,7 @@ struct CommitInput {
   CachePin copy;
   Credentials cred;
   Timestamp mtime;
+  std::optional<Timestamp> atime;
   bool clear_suid_sgid = false;
   bool may_replace = true;  ///< false: a stale base is final (fenced)
   SessionId under;          ///< that it may be committed in; none: any

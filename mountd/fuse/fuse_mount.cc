@@ -182,6 +182,7 @@ int mount_as_root(const MountOptions& options, const std::string& path, MountErr
   if (options.no_dev) flags |= MS_NODEV;
   if (options.no_exec) flags |= MS_NOEXEC;
   if (options.no_atime) flags |= MS_NOATIME;
+  if (options.strict_atime) flags |= MS_STRICTATIME;
   if (options.sync_dir) flags |= MS_DIRSYNC;
   const auto data = "fd=" + std::to_string(fd) +
                     ",rootmode=40000,user_id=" + std::to_string(::geteuid()) +
@@ -207,6 +208,7 @@ std::string fusermount_options(const MountOptions& options) {
   list += options.no_dev ? ",nodev" : "";
   list += options.no_exec ? ",noexec" : "";
   list += options.no_atime ? ",noatime" : "";
+  list += options.strict_atime ? ",strictatime" : "";
   list += options.sync_dir ? ",dirsync" : "";
   return list;
 }

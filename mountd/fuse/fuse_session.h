@@ -37,6 +37,7 @@ struct MountOptions {
   bool no_dev = true;
   bool no_exec = false;
   bool no_atime = false;
+  bool strict_atime = false;  ///< these two are for statvfs(3): access times are the daemon's
   bool sync_dir = false;
   bool passthrough = true;  ///< use it where kernel and privileges allow
   /// How many loops watch /dev/fuse (0: all, at most 4). The kernel wakes every watcher for every

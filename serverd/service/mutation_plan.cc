@@ -114,6 +114,7 @@ struct Planner {
   Status operator()(const RemoveXattrOp& op) { return change(op.inode); }
   Status operator()(const CommitOp& op) { return change(op.inode); }
   Status operator()(const ReleaseOrphansOp&) { return {}; }
+  Status operator()(const NoteReadsOp&) { return {}; }
   Status operator()(const LockOp& op) {
     FM_TRY(const Attr attr, state.attr(op.inode));
     // As the command would, but without a round through the log.
@@ -187,6 +188,7 @@ struct Replier {
     reply.version = result.version;
   }
   void operator()(const ReleaseOrphansOp&) {}
+  void operator()(const NoteReadsOp&) {}
   void operator()(const LockOp& op) { reply.leased = fill(op.inode, reply.attr); }
 };
 

@@ -33,6 +33,7 @@ Outcome apply_op(OpContext& context, const SetXattrOp& op);
 Outcome apply_op(OpContext& context, const RemoveXattrOp& op);
 Outcome apply_op(OpContext& context, const CommitOp& op);
 Outcome apply_op(OpContext& context, const ReleaseOrphansOp& op);
+Outcome apply_op(OpContext& context, const NoteReadsOp& op);
 Outcome apply_op(OpContext& context, const LockOp& op);
 
 Outcome apply_bootstrap(Txn& txn, const fermata::Command& command, const BootstrapCommand& body);

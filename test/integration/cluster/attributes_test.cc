@@ -1,5 +1,5 @@
 // What belongs to a file beside its bytes, over several mounts and a failover: access control
-// lists.
+// lists, access times.
 #include <fcntl.h>
 #include <grp.h>
 #include <sys/stat.h>
@@ -28,6 +28,9 @@ int open_as(uid_t uid, const std::string& path) {
   ::waitpid(child, &status, 0);
   return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
+
+std::int64_t ns_of(const timespec& time) { return time.tv_sec * 1'000'000'000 + time.tv_nsec; }
+std::int64_t atime_of(const std::string& path) { return ns_of(stat_of(path).st_atim); }
 
 }  // namespace
 
@@ -60,6 +63,69 @@ TEST_CASE("two mounts: an access control list set on one is obeyed by the other 
   write_file(b + "/d/inherits", "content");
   CHECK(open_as(kAlice, a + "/d/inherits") == 0);
   CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("access times: many reads cost few messages, and the cluster keeps them",
+          "[attributes]") {
+  FM_NEEDS_MOUNTS();
+  const bool passthrough = GENERATE(true, false);
+  CAPTURE(passthrough);
+  MiniCluster cluster({3, true, passthrough ? "" : "nopassthrough"});
+  const std::string a = cluster.mnt();
+  constexpr int kFiles = 200;
+  const auto path = [&](int i) { return a + "/f" + std::to_string(i); };
+  for (int i = 0; i < kFiles; ++i) {
+    write_file(path(i), "content");
+    const timespec old[2] = {{1000, 0}, {2000, 0}};
+    REQUIRE(::utimensat(AT_FDCWD, path(i).c_str(), old, 0) == 0);
+  }
+  const long before = cluster.rpc_count(a);
+  for (int round = 0; round < 5; ++round) {
+    for (int i = 0; i < kFiles; ++i) REQUIRE(read_file(path(i)) == "content");
+  }
+  for (int i = 0; i < kFiles; ++i) REQUIRE(atime_of(path(i)) > ns_of({2000, 0}));
+  REQUIRE(cluster.fermata("cache flush " + a).exit_code == 0);
+  CHECK(cluster.rpc_count(a) - before <= 20);
+  const std::string b = cluster.mount_another();
+  for (int i = 0; i < kFiles; ++i) {
+    CAPTURE(i);
+    REQUIRE(atime_of(b + "/f" + std::to_string(i)) == atime_of(path(i)));
+    REQUIRE(ns_of(stat_of(b + "/f" + std::to_string(i)).st_mtim) == ns_of({2000, 0}));
+  }
+  CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("access times: noatime notes none, strictatime each", "[attributes]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster({3, true, "noatime"});
+  const std::string none = cluster.mnt();
+  const std::string each = cluster.mount_another("strictatime,nopassthrough");
+  write_file(none + "/f", "content");
+  const timespec old[2] = {{1000, 0}, {2000, 0}};
+  REQUIRE(::utimensat(AT_FDCWD, (none + "/f").c_str(), old, 0) == 0);
+  REQUIRE(read_file(none + "/f") == "content");
+  CHECK(atime_of(none + "/f") == ns_of({1000, 0}));
+  std::int64_t last = ns_of({2000, 0});
+  for (int i = 0; i < 3; ++i) {
+    REQUIRE(read_file(each + "/f") == "content");
+    const std::int64_t now = atime_of(each + "/f");
+    CHECK(now > last);
+    last = now;
+  }
+}
+
+TEST_CASE("access times: what was set counts, not what was read before", "[attributes]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  write_file(a + "/f", "content");
+  REQUIRE(read_file(a + "/f") == "content");
+  const timespec old[2] = {{1000, 0}, {0, UTIME_OMIT}};
+  REQUIRE(::utimensat(AT_FDCWD, (b + "/f").c_str(), old, 0) == 0);
+  CHECK(atime_of(a + "/f") == ns_of({1000, 0}));
+  REQUIRE(cluster.fermata("cache flush " + a).exit_code == 0);
+  CHECK(atime_of(b + "/f") == ns_of({1000, 0}));
 }
 
 }  // namespace fermata::test

@@ -58,7 +58,8 @@ std::vector<Mutation> sample_mutations() {
           SetXattrOp{InodeId(1), "user.x", std::string("\0v", 2), SetXattrOp::kCreate},
           RemoveXattrOp{InodeId(1), "user.x"},
           commit,
-          ReleaseOrphansOp{{InodeId(1), InodeId(5)}}};
+          ReleaseOrphansOp{{InodeId(1), InodeId(5)}},
+          NoteReadsOp{{{InodeId(1), {-5, 7}}, {InodeId(2), {9, 0}}}}};
 }
 
 TEST_CASE("codec: every mutation survives request and command", "[wire]") {

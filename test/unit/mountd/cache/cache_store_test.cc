@@ -306,6 +306,30 @@ TEST_CASE("CacheStore: an open that meets the search for writers ends nothing", 
   CHECK_FALSE(copy->has_writable_users().value());
 }
 
+TEST_CASE("CacheStore: a read is seen in the atime each time that it is expected",
+          "[mountd][cache]") {
+  TempDir dir;
+  const auto store = open_store(options_for(dir.path));
+  const std::size_t size = GENERATE(5000, 200'000);
+  const CachePin copy = fill(*store, 1, 1, random_bytes(size, 1));
+  for (int round = 0; round < 3; ++round) {
+    CAPTURE(round);
+    REQUIRE(copy->arm_access_time());
+    const std::int64_t before = copy->stat()->atime_ns;
+    Bytes buffer(10);
+    REQUIRE(copy->read_at(0, buffer));  // the daemon's own
+    CHECK(copy->stat()->atime_ns == before);
+    const int fd = ::open(copy->data_path().c_str(), O_RDONLY | O_CLOEXEC);
+    char byte = 0;
+    REQUIRE(::read(fd, &byte, 1) == 1);
+    ::close(fd);
+    CHECK(copy->stat()->atime_ns > before);
+  }
+  // It is not taken for a change.
+  REQUIRE(copy->mark_maybe_dirty(kUntracked));
+  CHECK(copy->is_modified().value() == (size > kInlineBytesMax && !store->ctime_reliable()));
+}
+
 TEST_CASE("CacheStore: a small file's store through a living mapping is seen", "[mountd][cache]") {
   TempDir dir;
   const auto store = open_store(options_for(dir.path));

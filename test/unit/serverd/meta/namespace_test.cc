@@ -233,6 +233,24 @@ TEST_CASE_METHOD(World, "Namespace: sessions are one per client and fence when o
   CHECK(d.ns->sessions()->size() == 1);
 }
 
+TEST_CASE_METHOD(World, "Namespace: a noted read raises atime, and nothing else",
+                 "[serverd][meta]") {
+  const InodeId f = d.create(kRootInode, "f").inode;
+  const Attr before = *d.ns->attr(f);
+  Timestamp later = before.ctime;
+  later.seconds += 5;
+  const auto note = [&](Timestamp time) {
+    REQUIRE(d.mutate(NoteReadsOp{{{f, time}, {InodeId(12345), time}}}).error == 0);
+    return *d.ns->attr(f);
+  };
+  CHECK(note({before.ctime.seconds - 1, 0}).atime == before.atime);  // it has changed since
+  const Attr after = note(later);
+  CHECK(after.atime == later);
+  CHECK(after.mtime == before.mtime);
+  CHECK(after.ctime == before.ctime);
+  CHECK(note({later.seconds - 1, 0}).atime == later);  // an older read tells nothing new
+}
+
 TEST_CASE_METHOD(World, "Namespace: a repeated request is answered, not applied again",
                  "[serverd][meta]") {
   const Command create =

@@ -67,6 +67,7 @@ std::vector<Namespace::Entry> some_history(std::uint64_t seed, int steps) {
         break;
       case 11:
         d.mutate(ReleaseOrphansOp{{file}});
+        d.mutate(NoteReadsOp{{{file, at(d.sequence.value())}}});
         break;
       case 12:
         d.run(d.command(PruneHistoryCommand{LogIndex(random.below(d.log.size() + 1)), 20}));
