@@ -63,6 +63,7 @@ struct Mutation {
     releaseOrphans @9 :ReleaseOrphans;
     lock @10 :Lock;
     noteReads @11 :NoteReads;
+    createUnnamed @12 :CreateUnnamed;
   }
   struct Create {
     parent @0 :UInt64;
@@ -75,6 +76,14 @@ struct Mutation {
     symlinkTarget @7 :Data;
     exclusive @8 :Bool;
     umask @9 :UInt32;
+  }
+  struct CreateUnnamed {
+    parent @0 :UInt64;
+    mode @1 :UInt32;
+    uid @2 :UInt32;
+    gid @3 :UInt32;
+    umask @4 :UInt32;
+    linkable @5 :Bool;
   }
   struct Link { inode @0 :UInt64; parent @1 :UInt64; name @2 :Data; }
   struct Unlink { parent @0 :UInt64; name @1 :Data; openHere @2 :Bool; }

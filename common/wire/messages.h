@@ -254,6 +254,18 @@ struct CreateOp {
   bool exclusive = true;    ///< else an existing regular file is success (its inode is the answer)
   bool operator==(const CreateOp&) const = default;
 };
+/// O_TMPFILE: a regular file without a name, which this session has open. It goes when that closes
+/// it or ends, unless a LinkOp of the same session has named it. `parent` is where it would be
+/// made: the rules of CreateOp about group, default ACL and umask hold.
+struct CreateUnnamedOp {
+  InodeId parent;
+  std::uint32_t mode = 0;
+  std::uint32_t uid = 0;
+  std::uint32_t gid = 0;
+  std::uint32_t umask = 0;  ///< still to be applied to `mode`
+  bool linkable = true;     ///< else it never gets a name (O_EXCL)
+  bool operator==(const CreateUnnamedOp&) const = default;
+};
 struct LinkOp {
   InodeId inode;
   InodeId parent;
@@ -366,8 +378,9 @@ struct NoteReadsOp {
   bool operator==(const NoteReadsOp&) const = default;
 };
 
-using Mutation = std::variant<CreateOp, LinkOp, UnlinkOp, RmdirOp, RenameOp, SetAttrOp, SetXattrOp,
-                              RemoveXattrOp, CommitOp, ReleaseOrphansOp, LockOp, NoteReadsOp>;
+using Mutation =
+    std::variant<CreateOp, LinkOp, UnlinkOp, RmdirOp, RenameOp, SetAttrOp, SetXattrOp,
+                 RemoveXattrOp, CommitOp, ReleaseOrphansOp, LockOp, NoteReadsOp, CreateUnnamedOp>;
 
 struct MutationRequest {
   SessionId session;

@@ -37,6 +37,15 @@ struct OpWriter {
     b.setExclusive(op.exclusive);
     b.setUmask(op.umask);
   }
+  void operator()(const CreateUnnamedOp& op) {
+    auto b = out.initCreateUnnamed();
+    b.setParent(op.parent.value());
+    b.setMode(op.mode);
+    b.setUid(op.uid);
+    b.setGid(op.gid);
+    b.setUmask(op.umask);
+    b.setLinkable(op.linkable);
+  }
   void operator()(const LinkOp& op) {
     auto b = out.initLink();
     b.setInode(op.inode.value());
@@ -135,6 +144,17 @@ Result<CreateOp> read_create(Mutation::Create::Reader in) {
   if (op.symlink_target.find('\0') != std::string::npos) return Errc::kBadMessage;
   op.exclusive = in.getExclusive();
   op.umask = in.getUmask() & 0777U;
+  return op;
+}
+Result<CreateUnnamedOp> read_create_unnamed(Mutation::CreateUnnamed::Reader in) {
+  CreateUnnamedOp op;
+  op.parent = InodeId(in.getParent());
+  op.mode = in.getMode();
+  if ((op.mode & ~07777U) != 0) return Errc::kBadMessage;
+  op.uid = in.getUid();
+  op.gid = in.getGid();
+  op.umask = in.getUmask() & 0777U;
+  op.linkable = in.getLinkable();
   return op;
 }
 Result<LinkOp> read_link(Mutation::Link::Reader in) {
@@ -295,6 +315,8 @@ Result<fermata::Mutation> read(schema::Mutation::Reader in) {
       return wrap(read(in.getLock()));
     case Mutation::NOTE_READS:
       return wrap(read_note_reads(in.getNoteReads()));
+    case Mutation::CREATE_UNNAMED:
+      return wrap(read_create_unnamed(in.getCreateUnnamed()));
   }
   return Errc::kUnsupported;
 }

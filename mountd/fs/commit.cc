@@ -98,7 +98,9 @@ asio::awaitable<void> FileSystem::run_commits(LoopContext& at, Credentials who, 
     }
     const std::error_code error = done ? std::error_code{} : done.error();
     const auto view = table_.find(file->node);
-    const bool unlinked = view && view->attr_known && view->attr.nlink == 0;  // nothing to commit
+    // Of an unlinked file nothing was committed.
+    const bool unlinked =
+        view && view->attr_known && view->attr.nlink == 0 && !file->linkable.load();
     std::vector<std::shared_ptr<Signal>> waiters;
     {
       MutexLock lock(file->mutex);
@@ -148,7 +150,8 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
     if (input.copy->updating()) co_return std::errc::io_error;
   }
   // Nobody can open an unlinked file's next version: it ends with its last close here.
-  if (view->attr_known && view->attr.nlink == 0) co_return fermata::Status{};  // close_writer()
+  const bool unlinked = view->attr_known && view->attr.nlink == 0;
+  if (unlinked && !file->linkable.load()) co_return fermata::Status{};  // close_writer() lets go
   struct Look {
     bool modified = false;
     BackingStat backing;

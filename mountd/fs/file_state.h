@@ -55,6 +55,7 @@ struct FileState {
   std::atomic<bool> sticky{false};
   std::atomic<int> closing{0};  ///< last writers that are gone, but not yet looked after
   std::atomic<bool> unlinked_elsewhere{false};  ///< told to be open when it lost its last name
+  std::atomic<bool> linkable{false};            ///< made without a name, and may still get one
   std::atomic<bool> mapped{false};  ///< a writable mapping outlived the last writable open
   std::atomic<bool> locked{false};  ///< somebody asked for a lock: every close must be heard of
   Gate gate;                        ///< serialises what attaches, fills and truncates

@@ -374,7 +374,20 @@ void FileSystem::getattr(Ctx ctx, NodeHandle node, std::optional<std::uint64_t>,
 
 Task<AttrReplyValue> FileSystem::do_getattr(LoopContext& at, Credentials who, NodeHandle node) {
   FM_CO_TRY(auto view, co_await fresh_view(at, who, node));
-  co_return AttrReplyValue{stat_of(view), attr_timeout(view)};
+  co_return AttrReplyValue{stat_of(view), attr_timeout(view), to_timespec(view.attr.btime)};
+}
+
+void FileSystem::statx(Ctx ctx, NodeHandle node, std::optional<std::uint64_t>, StatxReply reply) {
+  const auto view = newest_view(node);
+  if (!view) return reply.error(ESTALE);
+  if (view->attr_valid) {
+    return reply.statx(stat_of(*view), to_timespec(view->attr.btime), attr_timeout(*view));
+  }
+  auto task = do_getattr(at(reply), cred(ctx), node);
+  run_request(ctx, std::move(reply), std::move(task),
+              [](StatxReply& to, const AttrReplyValue& value) {
+                to.statx(value.attr, value.btime, value.timeout);
+              });
 }
 
 void FileSystem::setattr(Ctx ctx, NodeHandle node, const SetAttributes& set, AttrReply reply) {
@@ -427,11 +440,11 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
     }
     if (reply.attr) {
       const auto now = newest_view(node);
-      if (now) co_return AttrReplyValue{stat_of(*now), attr_timeout(*now)};
+      if (now) co_return AttrReplyValue{stat_of(*now), attr_timeout(*now), {}};
     }
   }
   FM_CO_TRY(view, co_await fresh_view(at, who, node));
-  co_return AttrReplyValue{stat_of(view), attr_timeout(view)};
+  co_return AttrReplyValue{stat_of(view), attr_timeout(view), {}};
 }
 
 // A file that is being written takes its mtime from the backing file, so what utimens set must go

@@ -103,6 +103,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   void lookup(Ctx, NodeHandle parent, std::string_view name, EntryReply reply) override;
   void forget(NodeHandle node, std::uint64_t lookup_count) override;
   void getattr(Ctx, NodeHandle node, std::optional<std::uint64_t> fh, AttrReply reply) override;
+  void statx(Ctx, NodeHandle, std::optional<std::uint64_t> fh, StatxReply reply) override;
   void setattr(Ctx, NodeHandle, const SetAttributes&, AttrReply reply) override;
   void readlink(Ctx, NodeHandle, ReadlinkReply reply) override;
   void mknod(Ctx, NodeHandle, std::string_view, mode_t, dev_t, EntryReply reply) override;
@@ -115,6 +116,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
               StatusReply reply) override;
   void open(Ctx, NodeHandle node, const OpenRequest&, OpenReply reply) override;
   void create(Ctx, NodeHandle, std::string_view, const CreateRequest&, CreateReply reply) override;
+  void tmpfile(Ctx, NodeHandle parent, const CreateRequest&, CreateReply reply) override;
   void open_abandoned(NodeHandle node, std::uint64_t fh, bool created) override;
   void read(Ctx, NodeHandle, std::uint64_t fh, std::uint64_t offset_bytes, std::size_t size_bytes,
             ReadReply reply) override;
@@ -232,8 +234,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
 
   // namespace_ops.cc
   Task<Entry> do_create(LoopContext& at, Credentials who, NodeHandle parent, CreateOp op);
+  Task<void> commit_unnamed(LoopContext& at, Credentials who, NodeHandle node, pid_t caller);
   Task<Entry> do_link(LoopContext& at, Credentials who, NodeHandle node, NodeHandle parent,
-                      std::string name);
+                      std::string name, pid_t caller);
   Task<void> do_unlink(LoopContext& at, Credentials who, NodeHandle parent, std::string name,
                        bool directory);
   Task<void> do_rename(LoopContext& at, Credentials who, NodeHandle parent, std::string name,
@@ -272,6 +275,10 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   };
   Task<Created> do_create_open(LoopContext& at, Credentials who, NodeHandle parent, CreateOp op,
                                OpenWish wish);
+  Task<Created> do_tmpfile(LoopContext& at, Credentials who, NodeHandle parent, CreateUnnamedOp op,
+                           OpenWish wish);
+  /// Opens what was just made; gives its lookup back if that fails.
+  Task<Created> open_created(LoopContext& at, Credentials who, Entry entry, OpenWish wish);
   /// Attaches the copy of the newest version, complete unless `may_stream`. Inside the gate.
   Task<void> attach_content(LoopContext& at, Credentials who, NodeHandle node, FilePtr file,
                             bool need_content, bool may_stream);

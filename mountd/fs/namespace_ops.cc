@@ -105,17 +105,29 @@ Task<Entry> FileSystem::do_create(LoopContext& at, Credentials who, NodeHandle p
 
 void FileSystem::link(Ctx ctx, NodeHandle node, NodeHandle new_parent, std::string_view new_name,
                       EntryReply reply) {
-  auto task = do_link(at(reply), cred(ctx), node, new_parent, std::string(new_name));
+  auto task = do_link(at(reply), cred(ctx), node, new_parent, std::string(new_name), ctx.pid);
   run_request(ctx, std::move(reply), std::move(task), kAnswerEntry);
 }
 
+// A first name comes with all that was written: nobody is to find the file without it.
+Task<void> FileSystem::commit_unnamed(LoopContext& at, Credentials who, NodeHandle node,
+                                      pid_t caller) {
+  const auto view = table_.find(node);
+  if (!view || !view->file || !view->file->linkable.load()) co_return fermata::Status{};
+  const auto held = table_.hold(node);
+  if (!held) co_return from_errno(ESTALE);
+  const Hold hold(this, held->file);
+  co_return co_await commit(at, who, held->file, caller);
+}
+
 Task<Entry> FileSystem::do_link(LoopContext& at, Credentials who, NodeHandle node,
-                                NodeHandle parent, std::string name) {
+                                NodeHandle parent, std::string name, pid_t caller) {
   if (options_.read_only) co_return std::errc::read_only_file_system;
   if (name.size() > kNameMax) co_return std::errc::filename_too_long;
   const auto inode = table_.inode_of(node);
   const auto directory = table_.inode_of(parent);
   if (!inode || !directory) co_return from_errno(ESTALE);
+  FM_CO_CHECK(co_await commit_unnamed(at, who, node, caller));
   Mutation op = LinkOp{*inode, *directory, name};
   const auto answer = co_await at.client->mutate(who, std::move(op));
   if (!answer) {
@@ -126,6 +138,9 @@ Task<Entry> FileSystem::do_link(LoopContext& at, Credentials who, NodeHandle nod
   }
   const MutationReply& reply = *answer;
   if (!reply.attr) co_return std::errc::io_error;
+  if (const auto linked = table_.find(node); linked && linked->file) {
+    linked->file->linkable = false;
+  }
   apply_parents(reply);
   const auto view = co_await bind(at, *reply.attr, reply.stamp, reply.leased);
   const bool kept =

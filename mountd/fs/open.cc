@@ -445,7 +445,11 @@ Task<FileSystem::Created> FileSystem::do_create_open(LoopContext& at, Credential
     co_return stale();
   }
   if (!created) co_return created.error();
-  Entry entry = *created;
+  co_return co_await open_created(at, who, *created, wish);
+}
+
+Task<FileSystem::Created> FileSystem::open_created(LoopContext& at, Credentials who, Entry entry,
+                                                   OpenWish wish) {
   auto result = co_await do_open(at, who, entry.node, wish);
   if (!result) {
     forget(entry.node, 1);
@@ -457,6 +461,41 @@ Task<FileSystem::Created> FileSystem::do_create_open(LoopContext& at, Credential
     entry.entry_timeout = timeout;
   }
   co_return Created{entry, *result};
+}
+
+void FileSystem::tmpfile(Ctx ctx, NodeHandle parent, const CreateRequest& request,
+                         CreateReply reply) {
+  CreateUnnamedOp op;
+  op.mode = request.mode & 07777;
+  op.umask = ctx.umask;
+  op.linkable = (request.flags & O_EXCL) == 0;
+  OpenWish wish = wish_of(request.flags, request.kill_suidgid);
+  wish.create = true;
+  auto task = do_tmpfile(at(reply), cred(ctx), parent, std::move(op), wish);
+  run_request(ctx, std::move(reply), std::move(task), [](CreateReply& to, const Created& created) {
+    to.created(created.entry, created.result);
+  });
+}
+
+Task<FileSystem::Created> FileSystem::do_tmpfile(LoopContext& at, Credentials who,
+                                                 NodeHandle parent, CreateUnnamedOp op,
+                                                 OpenWish wish) {
+  if (options_.read_only) co_return std::errc::read_only_file_system;
+  const auto directory = table_.inode_of(parent);
+  if (!directory) co_return stale();
+  op.parent = *directory;
+  op.uid = who.uid;
+  op.gid = who.gid;
+  const bool linkable = op.linkable;
+  Mutation mutation = std::move(op);
+  FM_CO_TRY(const auto reply, co_await at.client->mutate(who, std::move(mutation)));
+  if (!reply.attr) co_return std::errc::io_error;
+  const auto view = co_await bind(at, *reply.attr, reply.stamp, reply.leased);
+  if (view.file) view.file->linkable = linkable;
+  Entry entry = entry_of(view);
+  auto created = co_await open_created(at, who, entry, wish);
+  if (!created) release_orphan(view.inode);
+  co_return created;
 }
 
 void FileSystem::open_abandoned(NodeHandle node, std::uint64_t fh, bool created) {

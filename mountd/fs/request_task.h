@@ -28,6 +28,7 @@ namespace fermata::mountd {
 struct AttrReplyValue {
   struct stat attr {};
   Timeout timeout{0};
+  timespec btime{};
 };
 
 /// What the caller is told. A change whose session ended before its answer came may have been

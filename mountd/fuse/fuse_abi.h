@@ -14,6 +14,7 @@ namespace fermata::mountd::abi {
 enum Opcode : std::uint32_t {
   kLookup = 1,
   kForget = 2,
+  kGetattr = 3,
   kSetattr = 4,
   kOpen = 14,
   kWrite = 16,
@@ -24,6 +25,8 @@ enum Opcode : std::uint32_t {
   kInterrupt = 36,
   kDestroy = 38,
   kBatchForget = 42,
+  kTmpfile = 51,  ///< a CREATE whose name means nothing
+  kStatx = 52,    ///< begins as a GETATTR does
 };
 
 struct InHeader {
@@ -187,6 +190,46 @@ struct AttrOut {
   Attr attr;
 };
 static_assert(sizeof(AttrOut) == 104);
+
+struct StatxTime {
+  std::int64_t seconds;
+  std::uint32_t nanoseconds;
+  std::int32_t reserved;
+};
+/// As struct statx of statx(2), `mask` included.
+struct Statx {
+  std::uint32_t mask;
+  std::uint32_t block_size;
+  std::uint64_t attributes;
+  std::uint32_t nlink;
+  std::uint32_t uid;
+  std::uint32_t gid;
+  std::uint16_t mode;
+  std::uint16_t reserved;
+  std::uint64_t ino;
+  std::uint64_t size;
+  std::uint64_t blocks;
+  std::uint64_t attributes_mask;
+  StatxTime atime;
+  StatxTime btime;
+  StatxTime ctime;
+  StatxTime mtime;
+  std::uint32_t rdev_major;
+  std::uint32_t rdev_minor;
+  std::uint32_t dev_major;
+  std::uint32_t dev_minor;
+  std::uint64_t reserved2[14];
+};
+static_assert(sizeof(Statx) == 256);
+
+struct StatxOut {
+  std::uint64_t attr_valid;
+  std::uint32_t attr_valid_ns;
+  std::uint32_t flags;
+  std::uint64_t reserved[2];
+  Statx stat;
+};
+static_assert(sizeof(StatxOut) == 288);
 
 /// Followed by the name, padded to 8 bytes.
 struct Dirent {

@@ -116,6 +116,10 @@ void RequestDispatcher::create(fuse_req_t request, fuse_ino_t parent, const char
                                fuse_file_info* file) {
   const CreateRequest what{mode, file->flags,
                            (body<abi::CreateIn>(request).open_flags & abi::kOpenKillSuidgid) != 0};
+  if (core(request).state().opcode == abi::kTmpfile) {
+    return core(request).operations_.tmpfile(context(request), node_of(parent), what,
+                                             reply<CreateReply>(request, "tmpfile"));
+  }
   core(request).operations_.create(context(request), node_of(parent), name, what,
                                    reply<CreateReply>(request, "create"));
 }
@@ -154,6 +158,9 @@ fuse_lowlevel_ops RequestDispatcher::table(bool with_locks) {
   ops.getattr = [](fuse_req_t r, fuse_ino_t ino, fuse_file_info* file) {
     std::optional<std::uint64_t> fh;
     if (file != nullptr) fh = file->fh;
+    if (core(r).state().opcode == abi::kStatx) {
+      return core(r).operations_.statx(context(r), node_of(ino), fh, reply<StatxReply>(r, "statx"));
+    }
     core(r).operations_.getattr(context(r), node_of(ino), fh, reply<AttrReply>(r, "getattr"));
   };
   ops.setattr = setattr;

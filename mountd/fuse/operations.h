@@ -152,6 +152,10 @@ class Operations {
     for (const auto& each : nodes) forget(each.node, each.lookup_count);
   }
   virtual void getattr(Ctx, NodeHandle node, std::optional<std::uint64_t> fh, AttrReply reply) = 0;
+  /// getattr with the birth time. ENOSYS: the kernel does with getattr from then on.
+  virtual void statx(Ctx, NodeHandle, std::optional<std::uint64_t> /*fh*/, StatxReply reply) {
+    reply.error(ENOSYS);
+  }
   virtual void setattr(Ctx, NodeHandle, const SetAttributes&, AttrReply reply) {
     reply.error(ENOSYS);
   }
@@ -190,6 +194,11 @@ class Operations {
   virtual void open(Ctx, NodeHandle node, const OpenRequest&, OpenReply reply) = 0;
   virtual void create(Ctx, NodeHandle /*parent*/, std::string_view /*name*/, const CreateRequest&,
                       CreateReply reply) {
+    reply.error(ENOSYS);
+  }
+  /// open(2) with O_TMPFILE: a file without a name, which link() may name (unless O_EXCL is among
+  /// the flags: the kernel sees to that). ENOSYS: the kernel does not ask again.
+  virtual void tmpfile(Ctx, NodeHandle /*parent*/, const CreateRequest&, CreateReply reply) {
     reply.error(ENOSYS);
   }
   /// The kernel did not take an open's or create's answer (its caller was killed meanwhile): no

@@ -3,6 +3,7 @@
 
 #include <fuse_lowlevel.h>
 #include <spdlog/spdlog.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 
 #include <algorithm>
@@ -46,6 +47,30 @@ abi::Attr to_abi(const struct stat& from) {
   to.gid = from.st_gid;
   to.rdev = static_cast<std::uint32_t>(from.st_rdev);
   to.block_size = static_cast<std::uint32_t>(from.st_blksize);
+  return to;
+}
+
+abi::StatxTime to_abi(const timespec& from) {
+  return {from.tv_sec, static_cast<std::uint32_t>(from.tv_nsec), 0};
+}
+
+abi::Statx to_abi(const struct stat& from, const timespec& btime) {
+  abi::Statx to{};
+  to.mask = STATX_BASIC_STATS | STATX_BTIME;
+  to.block_size = static_cast<std::uint32_t>(from.st_blksize);
+  to.nlink = static_cast<std::uint32_t>(from.st_nlink);
+  to.uid = from.st_uid;
+  to.gid = from.st_gid;
+  to.mode = static_cast<std::uint16_t>(from.st_mode);
+  to.ino = from.st_ino;
+  to.size = static_cast<std::uint64_t>(from.st_size);
+  to.blocks = static_cast<std::uint64_t>(from.st_blocks);
+  to.atime = to_abi(from.st_atim);
+  to.btime = to_abi(btime);
+  to.ctime = to_abi(from.st_ctim);
+  to.mtime = to_abi(from.st_mtim);
+  to.rdev_major = major(from.st_rdev);
+  to.rdev_minor = minor(from.st_rdev);
   return to;
 }
 
@@ -225,6 +250,13 @@ void AttrReply::attr(const struct stat& attr, Timeout timeout) {
   abi::AttrOut out{};
   put_timeout(timeout, out.attr_valid, out.attr_valid_ns);
   out.attr = to_abi(attr);
+  send(view_of(out));
+}
+
+void StatxReply::statx(const struct stat& attr, const timespec& btime, Timeout timeout) {
+  abi::StatxOut out{};
+  put_timeout(timeout, out.attr_valid, out.attr_valid_ns);
+  out.stat = to_abi(attr, btime);
   send(view_of(out));
 }
 

@@ -166,6 +166,15 @@ class AttrReply : public Reply {
   using Reply::Reply;
 };
 
+class StatxReply : public Reply {
+ public:
+  void statx(const struct stat& attr, const timespec& btime, Timeout timeout);
+
+ private:
+  friend class RequestDispatcher;
+  using Reply::Reply;
+};
+
 class ReadlinkReply : public Reply {
  public:
   void target(std::string_view target);

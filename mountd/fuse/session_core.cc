@@ -22,6 +22,19 @@ constexpr std::uint64_t kWantedFlags = abi::kAsyncRead | abi::kAtomicOTrunc | ab
                                        abi::kAsyncDio | abi::kParallelDirops | abi::kCacheSymlinks |
                                        abi::kExplicitInvalData | abi::kHandleKillprivV2;
 
+/// libfuse 3.14 does not know TMPFILE and STATX. They begin as these do, which it decodes; the
+/// dispatcher tells them apart by LoopState::opcode.
+std::uint32_t opcode_for_libfuse(std::uint32_t opcode) {
+  switch (opcode) {
+    case abi::kTmpfile:
+      return abi::kCreate;
+    case abi::kStatx:
+      return abi::kGetattr;
+    default:
+      return opcode;
+  }
+}
+
 /// What ACLs take: to be obeyed, the umask where it belongs, and word of when setgid must go.
 constexpr std::uint64_t kAclFlags = abi::kPosixAcl | abi::kDontMask | abi::kSetxattrExt;
 
@@ -102,7 +115,7 @@ SessionCore::~SessionCore() {
 }
 
 void SessionCore::process(unsigned loop, MutableByteView bytes) {
-  auto& request = *reinterpret_cast<const abi::InHeader*>(bytes.data());
+  auto& request = *reinterpret_cast<abi::InHeader*>(bytes.data());
   if (bytes.size() < sizeof request || request.size != bytes.size()) {
     spdlog::error("fuse: a request of {} bytes that calls itself {}", bytes.size(),
                   bytes.size() < sizeof request ? 0 : request.size);
@@ -118,6 +131,7 @@ void SessionCore::process(unsigned loop, MutableByteView bytes) {
     case abi::kOpen:
     case abi::kOpendir:
     case abi::kCreate:
+    case abi::kTmpfile:
       // Our own thread would wait for itself, and no signal could end that.
       if (!options_.allow_own_process && request.pid != 0 &&
           ::tgkill(::getpid(), static_cast<pid_t>(request.pid), 0) == 0) {
@@ -132,6 +146,8 @@ void SessionCore::process(unsigned loop, MutableByteView bytes) {
   FM_DASSERT(here.request == nullptr);
   const auto opcode = request.opcode;
   const auto unique = request.unique;
+  request.opcode = opcode_for_libfuse(opcode);
+  here.opcode = opcode;
   if (opcode == abi::kSetxattr && acls_) bytes = without_extension(here, bytes);
   here.request = reinterpret_cast<const abi::InHeader*>(bytes.data());
   here.answered = false;

@@ -71,6 +71,7 @@ class SessionCore : public TransportHost, public std::enable_shared_from_this<Se
     const abi::InHeader* request = nullptr;  ///< the one being processed
     bool answered = false;                   ///< that one
     const char* operation = "";              ///< of that one, for `waiting`
+    std::uint32_t opcode = 0;                ///< of that one, as the kernel sent it
     bool kill_sgid = false;                  ///< that one is a SETXATTR with this flag
     std::unordered_map<std::uint64_t, Waiting> waiting;
   };

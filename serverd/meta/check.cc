@@ -275,6 +275,8 @@ class Checker {
     }
     if (record.nlink == 0 && tally.open == 0)
       problem(name_of(inode) + " has no name and nobody has it open");
+    if (record.nlink != 0 && record.linkable)
+      problem(name_of(inode) + ": named, and still waiting for its first name");
     expect(inode, "xattr name bytes", record.xattr_name_bytes, tally.xattr_names);
     expect(inode, "xattr bytes", record.xattr_bytes, tally.xattr_bytes);
     expect(inode, "chunk count", record.chunks, tally.chunks);

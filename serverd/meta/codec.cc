@@ -87,13 +87,15 @@ struct [[gnu::packed]] DiskTime {
 DiskTime to_disk(const Timestamp& time) { return {time.seconds, time.nanoseconds}; }
 Timestamp from_disk(const DiskTime& time) { return {time.seconds, time.nanoseconds}; }
 
+constexpr std::uint8_t kLinkable = 1;  // of DiskInode::flags
+
 /// An inode's value; a symlink's target follows.
 struct [[gnu::packed]] DiskInode {
   std::uint8_t format;
   std::uint64_t since;
   std::uint8_t type;
   std::uint8_t content;
-  std::uint8_t reserved;
+  std::uint8_t flags;
   std::uint32_t mode;
   std::uint32_t nlink;
   std::uint32_t uid;
@@ -249,6 +251,7 @@ std::string encode_inode(const InodeRecord& record) {
   disk.since = record.change.value();
   disk.type = static_cast<std::uint8_t>(record.type);
   disk.content = static_cast<std::uint8_t>(record.content);
+  disk.flags = record.linkable ? kLinkable : 0;
   disk.mode = record.mode;
   disk.nlink = record.nlink;
   disk.uid = record.uid;
@@ -285,6 +288,7 @@ Result<InodeRecord> decode_inode(std::string_view value) {
   InodeRecord record;
   record.type = static_cast<FileType>(disk.type);
   record.content = static_cast<ContentKind>(disk.content);
+  record.linkable = (disk.flags & kLinkable) != 0;
   record.mode = disk.mode;
   record.nlink = disk.nlink;
   record.uid = disk.uid;

@@ -55,6 +55,7 @@ struct InodeRecord {
   std::uint32_t xattr_name_bytes = 0;  ///< with a terminating zero each, as listxattr(2) counts
   std::uint32_t xattr_bytes = 0;       ///< names and values
   std::string symlink_target;
+  bool linkable = false;  ///< made without a name, and may still get one
   bool is_directory() const { return type == FileType::kDirectory; }
   bool operator==(const InodeRecord&) const = default;
 };

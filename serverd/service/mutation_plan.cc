@@ -66,6 +66,7 @@ struct Planner {
     if (entry->type == FileType::kRegular) plan.found = entry->inode;
     return {};
   }
+  Status operator()(const CreateUnnamedOp&) { return {}; }
   Status operator()(const LinkOp& op) {
     FM_TRY(const auto entry, state.lookup(op.parent, op.name));
     if (entry) return std::errc::file_exists;
@@ -153,6 +154,10 @@ struct Replier {
     reply.parent_leased = fill(op.parent, reply.parent) && named;
     leases.opened(session, result.inode, reply.leased);  // the create half of an open
   }
+  void operator()(const CreateUnnamedOp&) {
+    reply.leased = fill(result.inode, reply.attr);
+    leases.opened(session, result.inode, reply.leased);
+  }
   void operator()(const LinkOp& op) {
     reply.leased = fill(op.inode, reply.attr);
     const bool named = entry(op.parent, op.name, op.inode);
@@ -202,8 +207,8 @@ Result<MutationPlan> plan_mutation(const Namespace& state, SessionId session, co
 
 bool takes_room(const Mutation& op) {
   if (const auto* commit = std::get_if<CommitOp>(&op)) return commit->size_bytes != 0;
-  return std::holds_alternative<CreateOp>(op) || std::holds_alternative<LinkOp>(op) ||
-         std::holds_alternative<SetXattrOp>(op);
+  return std::holds_alternative<CreateOp>(op) || std::holds_alternative<CreateUnnamedOp>(op) ||
+         std::holds_alternative<LinkOp>(op) || std::holds_alternative<SetXattrOp>(op);
 }
 
 Status check_payload(const Mutation& op, ByteView payload) {

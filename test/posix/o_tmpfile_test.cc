@@ -1,4 +1,6 @@
 // open(2) with O_TMPFILE: a file without a name.
+#include <sys/xattr.h>
+
 #include "test/posix/support/posix.h"
 
 namespace fermata::posix {
@@ -52,6 +54,48 @@ TEST_CASE("O_TMPFILE: the umask and a setgid directory apply") {
   const Fd fd(OK(::open("d", O_TMPFILE | O_RDWR, 0666)));
   CHECK((fstat_of(fd).st_mode & 07777) == 0640);
   CHECK(fstat_of(fd).st_gid == kAlice.gid);
+}
+
+TEST_CASE("O_TMPFILE: what is large, synced or has attributes keeps all of it when it is named") {
+  const std::string bytes = pattern(3'000'000);
+  Fd fd(OK(::open(".", O_TMPFILE | O_RDWR, 0600)));
+  write_at(fd, bytes);
+  OK(::fsync(fd));
+  write_at(fd, "later", 10);
+  OK(::fsetxattr(fd, "user.a", "1", 1, 0));
+  OK(::fchmod(fd, 0644));
+  OK(::linkat(AT_FDCWD, proc_path(fd).c_str(), AT_FDCWD, "f", AT_SYMLINK_FOLLOW));
+  const std::string expected = bytes.substr(0, 10) + "later" + bytes.substr(15);
+  CHECK((content_of("f") == expected));
+  CHECK(mode_of("f") == 0644);
+  char value = 0;
+  CHECK(::getxattr("f", "user.a", &value, 1) == 1);
+  OK(fd.close());
+  CHECK((content_of("f") == expected));
+}
+
+TEST_CASE("O_TMPFILE: named twice it is one file; named and removed it gets no name again") {
+  const Fd fd(OK(::open(".", O_TMPFILE | O_RDWR, 0600)));
+  write_at(fd, "content");
+  OK(::linkat(AT_FDCWD, proc_path(fd).c_str(), AT_FDCWD, "f", AT_SYMLINK_FOLLOW));
+  OK(::linkat(AT_FDCWD, proc_path(fd).c_str(), AT_FDCWD, "g", AT_SYMLINK_FOLLOW));
+  CHECK(stat_of("f").st_ino == stat_of("g").st_ino);
+  CHECK(fstat_of(fd).st_nlink == 2);
+  OK(::unlink("f"));
+  OK(::unlink("g"));
+  CHECK(fstat_of(fd).st_nlink == 0);
+  CHECK(read_at(fd, 9) == "content");
+  FAILS(ENOENT, ::linkat(AT_FDCWD, proc_path(fd).c_str(), AT_FDCWD, "h", AT_SYMLINK_FOLLOW));
+}
+
+TEST_CASE("O_TMPFILE: leaves the directory's times alone until it is named") {
+  make_dir("d");
+  const auto before = stat_of("d");
+  tick();
+  const Fd fd(OK(::open("d", O_TMPFILE | O_RDWR, 0600)));
+  CHECK(to_ns(stat_of("d").st_mtim) == to_ns(before.st_mtim));
+  OK(::linkat(AT_FDCWD, proc_path(fd).c_str(), AT_FDCWD, "d/f", AT_SYMLINK_FOLLOW));
+  CHECK(to_ns(stat_of("d").st_mtim) > to_ns(before.st_mtim));
 }
 
 TEST_CASE("O_TMPFILE: wants write access and a writable directory") {

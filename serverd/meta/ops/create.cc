@@ -1,5 +1,6 @@
-// mknod, mkdir, symlink, and the create half of open.
+// mknod, mkdir, symlink, the create half of open, and files without a name.
 #include "common/base/limits.h"
+#include "serverd/meta/codec.h"
 #include "serverd/meta/ops/ops.h"
 
 namespace fermata::serverd {
@@ -74,6 +75,32 @@ Outcome apply_op(OpContext& context, const CreateOp& op) {
   if (is_directory) ++parent.nlink;
   touch(parent, context.now());
   FM_CHECK(txn.put_inode(op.parent, std::move(parent)));
+  CommandResult result;
+  result.inode = inode;
+  return result;
+}
+
+// The directory is not changed by it. As an orphan it goes with the session at the latest.
+Outcome apply_op(OpContext& context, const CreateUnnamedOp& op) {
+  Txn& txn = context.txn;
+  FM_TRY(const auto directory, live_directory(txn, op.parent));
+  if (directory.refusal) return refuse(directory.refusal);
+  const SessionId session = context.command.session;
+  FM_TRY(const auto alive, txn.session(session));
+  if (!alive) return refuse(Errc::kSessionExpired);
+
+  CreateOp like;
+  like.mode = op.mode;
+  like.uid = op.uid;
+  like.gid = op.gid;
+  const InodeId inode = next_inode(context);
+  InodeRecord record = new_inode(context, like, directory.record);
+  record.nlink = 0;
+  record.linkable = op.linkable;
+  FM_TRY(const bool fits, inherit_acl(txn, op.parent, inode, record, op.umask));
+  if (!fits) return refuse(std::errc::no_space_on_device);
+  FM_CHECK(txn.put_inode(inode, std::move(record)));
+  txn.put(Family::kOrphans, key_of(inode, session), encode_text({}));
   CommandResult result;
   result.inode = inode;
   return result;

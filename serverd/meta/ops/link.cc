@@ -1,8 +1,20 @@
-// link(2): another name for a file.
+// link(2): another name for a file, or the first one for a file that was made without.
 #include "common/base/limits.h"
+#include "serverd/meta/codec.h"
 #include "serverd/meta/ops/ops.h"
 
 namespace fermata::serverd {
+namespace {
+
+/// Whether the session has it as a file without a name that may get one.
+Result<bool> may_be_named(OpContext& context, InodeId inode, const InodeRecord& record) {
+  if (!record.linkable) return false;
+  FM_TRY(const auto orphan,
+         context.txn.get(Family::kOrphans, key_of(inode, context.command.session)));
+  return orphan.has_value();
+}
+
+}  // namespace
 
 Outcome apply_op(OpContext& context, const LinkOp& op) {
   Txn& txn = context.txn;
@@ -14,7 +26,12 @@ Outcome apply_op(OpContext& context, const LinkOp& op) {
   FM_TRY(auto record, txn.inode(op.inode));
   if (!record) return refuse(std::errc::no_such_file_or_directory);
   if (record->is_directory()) return refuse(std::errc::operation_not_permitted);
-  if (record->nlink == 0) return refuse(std::errc::no_such_file_or_directory);
+  if (record->nlink == 0) {
+    FM_TRY(const bool first, may_be_named(context, op.inode, *record));
+    if (!first) return refuse(std::errc::no_such_file_or_directory);
+    txn.erase(Family::kOrphans, key_of(op.inode, context.command.session));
+    record->linkable = false;
+  }
   if (record->nlink >= kLinkCountMax) return refuse(std::errc::too_many_links);
 
   ++record->nlink;

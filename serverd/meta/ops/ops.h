@@ -24,6 +24,7 @@ struct OpContext {
 };
 
 Outcome apply_op(OpContext& context, const CreateOp& op);
+Outcome apply_op(OpContext& context, const CreateUnnamedOp& op);
 Outcome apply_op(OpContext& context, const LinkOp& op);
 Outcome apply_op(OpContext& context, const UnlinkOp& op);
 Outcome apply_op(OpContext& context, const RmdirOp& op);

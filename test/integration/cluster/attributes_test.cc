@@ -1,5 +1,5 @@
 // What belongs to a file beside its bytes, over several mounts and a failover: access control
-// lists, access times.
+// lists, access times, birth times, files without a name.
 #include <fcntl.h>
 #include <grp.h>
 #include <sys/stat.h>
@@ -31,6 +31,11 @@ int open_as(uid_t uid, const std::string& path) {
 
 std::int64_t ns_of(const timespec& time) { return time.tv_sec * 1'000'000'000 + time.tv_nsec; }
 std::int64_t atime_of(const std::string& path) { return ns_of(stat_of(path).st_atim); }
+
+void link_descriptor(int fd, const std::string& to) {
+  const std::string from = "/proc/self/fd/" + std::to_string(fd);
+  REQUIRE(::linkat(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), AT_SYMLINK_FOLLOW) == 0);
+}
 
 }  // namespace
 
@@ -126,6 +131,75 @@ TEST_CASE("access times: what was set counts, not what was read before", "[attri
   CHECK(atime_of(a + "/f") == ns_of({1000, 0}));
   REQUIRE(cluster.fermata("cache flush " + a).exit_code == 0);
   CHECK(atime_of(b + "/f") == ns_of({1000, 0}));
+}
+
+TEST_CASE("birth times: the same on every mount", "[attributes]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string b = cluster.mount_another();
+  write_file(cluster.mnt() + "/f", "content");
+  const auto birth_on = [](const std::string& path) {
+    struct statx found {};
+    REQUIRE(::statx(AT_FDCWD, path.c_str(), 0, STATX_BTIME, &found) == 0);
+    REQUIRE((found.stx_mask & STATX_BTIME) != 0);
+    return ns_of({found.stx_btime.tv_sec, found.stx_btime.tv_nsec});
+  };
+  const std::int64_t birth = birth_on(cluster.mnt() + "/f");
+  write_file(b + "/f", "other");
+  CHECK(birth_on(b + "/f") == birth);
+  CHECK(birth_on(cluster.mnt() + "/f") == birth);
+}
+
+TEST_CASE("O_TMPFILE: named after a failover it has all that was written, on every mount",
+          "[attributes]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  for (const std::size_t size : {std::size_t{100}, std::size_t{3'000'000}}) {
+    CAPTURE(size);
+    const std::string name = "/named" + std::to_string(size);
+    const std::string bytes = random_bytes(2 * size, size);
+    Fd fd(a, O_TMPFILE | O_RDWR, 0644);
+    fd.pwrite(bytes.substr(0, size), 0);
+    REQUIRE(::fsync(fd.get()) == 0);
+    const int dead = cluster.kill_primary();
+    fd.pwrite(bytes.substr(size), static_cast<off_t>(size));
+    CHECK(fd.pread(2 * size, 0) == bytes);
+    link_descriptor(fd.get(), a + name);
+    CHECK(read_file(b + name) == bytes);  // while it is open there
+    CHECK(stat_of(b + name).st_nlink == 1);
+    fd.pwrite("later", 0);
+    fd.close();
+    CHECK(read_file(b + name) == "later" + bytes.substr(5));
+    cluster.restart_node(dead);
+  }
+  CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("O_TMPFILE: one that never got a name leaves nothing behind", "[attributes]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const auto inodes = [&] {
+    const RunResult status = cluster.fermata("status --json --no-digest " + cluster.servers());
+    const auto at = status.out.find("\"inodes\"");
+    REQUIRE(at != std::string::npos);
+    return std::stol(status.out.substr(status.out.find(':', at) + 1));
+  };
+  const long before = inodes();
+  {
+    Fd fd(cluster.mnt(), O_TMPFILE | O_RDWR, 0600);
+    fd.pwrite(random_bytes(200'000, 1), 0);
+    REQUIRE(::fsync(fd.get()) == 0);
+    CHECK(eventually([&] { return inodes() == before + 1; }));
+  }
+  CHECK(eventually([&] { return inodes() == before; }));
+  // A client that dies takes them with it.
+  REQUIRE(run("python3 -c 'import os; os.open(\"" + cluster.mnt() +
+              "\", os.O_TMPFILE | os.O_RDWR); os.kill(os.getpid(), 9)' || true")
+              .exit_code == 0);
+  CHECK(eventually([&] { return inodes() == before; }));
+  CHECK(cluster.digests_equal());
 }
 
 }  // namespace fermata::test

@@ -59,7 +59,8 @@ std::vector<Mutation> sample_mutations() {
           RemoveXattrOp{InodeId(1), "user.x"},
           commit,
           ReleaseOrphansOp{{InodeId(1), InodeId(5)}},
-          NoteReadsOp{{{InodeId(1), {-5, 7}}, {InodeId(2), {9, 0}}}}};
+          NoteReadsOp{{{InodeId(1), {-5, 7}}, {InodeId(2), {9, 0}}}},
+          CreateUnnamedOp{InodeId(1), 0640, 1, 2, 027, true}};
 }
 
 TEST_CASE("codec: every mutation survives request and command", "[wire]") {

@@ -216,6 +216,48 @@ TEST_CASE_METHOD(World, "Namespace: an unlinked file lives while sessions have i
   CHECK(d.ns->counters().inodes == 1);
 }
 
+TEST_CASE_METHOD(World, "Namespace: a file made without a name is its session's until linked",
+                 "[serverd][meta]") {
+  const SessionId other = d.open_session("another-client-0");
+  const InodeId dir = d.mkdir(kRootInode, "d", 02755).inode;
+  const Attr before = *d.ns->attr(dir);
+  CreateUnnamedOp op;
+  op.parent = dir;
+  op.mode = 0666;
+  op.gid = 7;
+  op.umask = 027;
+  const InodeId f = d.mutate(op).inode;
+  REQUIRE(f);
+  CHECK(d.ns->attr(f)->nlink == 0);
+  CHECK(d.ns->attr(f)->mode == 0640);
+  CHECK(d.ns->attr(f)->gid == before.gid);
+  CHECK(d.ns->attr(dir)->mtime == before.mtime);
+  REQUIRE(d.write(f, "bytes").error == 0);
+  Command foreign = d.mutation(LinkOp{f, dir, "stolen"});
+  foreign.session = other;
+  foreign.sequence = Sequence(1);
+  foreign.answered_below = {};
+  REFUSED(d.run(foreign), no_such_file_or_directory);
+  REQUIRE(d.mutate(LinkOp{f, dir, "f"}).error == 0);
+  CHECK(d.ns->attr(f)->nlink == 1);
+  CHECK(d.ns->orphans()->empty());
+  // Named and unlinked it is like any other file.
+  REQUIRE(d.unlink(dir, "f", true).error == 0);
+  REFUSED(d.mutate(LinkOp{f, dir, "again"}), no_such_file_or_directory);
+
+  op.linkable = false;
+  const InodeId never = d.mutate(op).inode;
+  REFUSED(d.mutate(LinkOp{never, dir, "n"}), no_such_file_or_directory);
+  op.linkable = true;
+  const InodeId forgotten = d.mutate(op).inode;
+  CHECK(d.run(d.command(EndSessionsCommand{{d.session}})).count == 1);
+  CHECK(!d.ns->attr(never));
+  CHECK(!d.ns->attr(forgotten));
+  op.parent = never;
+  d.session = other;
+  REFUSED(d.mutate(op), no_such_file_or_directory);
+}
+
 TEST_CASE_METHOD(World, "Namespace: sessions are one per client and fence when over",
                  "[serverd][meta]") {
   CHECK(d.open_session("client-0123456789") == d.session);

@@ -67,6 +67,7 @@ std::vector<Namespace::Entry> some_history(std::uint64_t seed, int steps) {
         break;
       case 11:
         d.mutate(ReleaseOrphansOp{{file}});
+        d.mutate(CreateUnnamedOp{directory(), 0600, 1, 2, 022, random.below(2) == 0});
         d.mutate(NoteReadsOp{{{file, at(d.sequence.value())}}});
         break;
       case 12:
