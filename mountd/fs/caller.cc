@@ -65,13 +65,13 @@ bool is_dying(pid_t thread) {
   return (flags & kFlagExiting) != 0 && signal != 0;
 }
 
-bool waits_for_ofd_lock(pid_t thread) {
+bool asks_for_ofd_lock(pid_t thread) {
   const std::string text = read_proc(thread, "syscall");
   long number = 0;
   unsigned long long descriptor = 0;
   unsigned long long command = 0;
   if (std::sscanf(text.c_str(), "%ld %llx %llx", &number, &descriptor, &command) != 3) return false;
-  return number == SYS_fcntl && command == F_OFD_SETLKW;
+  return number == SYS_fcntl && (command == F_OFD_SETLK || command == F_OFD_SETLKW);
 }
 
 }  // namespace fermata::mountd

@@ -14,7 +14,8 @@ namespace fermata::mountd {
 bool is_being_killed(pid_t thread);
 /// A signal has killed it and it is closing its files: no further signal reaches it there.
 bool is_dying(pid_t thread);
-/// It is in fcntl(F_OFD_SETLKW). False also if that cannot be seen (/proc/PID/syscall, proc(5)).
-bool waits_for_ofd_lock(pid_t thread);
+/// It is in fcntl(2) with F_OFD_SETLK or F_OFD_SETLKW. False also if that cannot be seen
+/// (/proc/PID/syscall, proc(5)).
+bool asks_for_ofd_lock(pid_t thread);
 
 }  // namespace fermata::mountd

@@ -34,14 +34,16 @@ void FileSystem::flush(Ctx ctx, NodeHandle, std::uint64_t fh, std::uint64_t owne
                        StatusReply reply) {
   const auto open = handle(fh);
   if (!open) return reply.ok();
-  const bool dirty = open->writable && !surely_clean(*open);
+  // A file without a name is committed by fsync and when it gets one: else nobody asks for it.
+  const bool dirty = open->writable && !open->file->linkable.load() && !surely_clean(*open);
   if (locks_.holds(open->file->inode, LockSpace::kPosix, owner)) {
-    auto task = flush_and_unlock(at(reply), cred(ctx), open->file, dirty, owner, ctx.pid);
-    return run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
+    auto task = flush_and_unlock(at(reply), cred(ctx), open, dirty, owner, ctx.pid);
+    return run_request(ctx, std::move(reply), std::move(task), kAnswerOk, Interrupts::kFatalLate);
   }
+  forget_locker(*open, owner);
   if (!dirty) return reply.ok();
   auto task = commit(at(reply), cred(ctx), open->file, ctx.pid);
-  run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
+  run_request(ctx, std::move(reply), std::move(task), kAnswerOk, Interrupts::kFatalLate);
 }
 
 // The quorum's disks are the durability: nothing is synced here.
@@ -56,10 +58,9 @@ void FileSystem::fsync(Ctx ctx, NodeHandle, std::uint64_t fh, bool, StatusReply 
 }
 
 Task<void> FileSystem::commit(LoopContext& at, Credentials who, FilePtr file, pid_t caller) {
-  constexpr auto kLookAtCaller = std::chrono::seconds(1);
   const auto waiter = start_commit(at, who, file);
   while (true) {
-    const auto result = co_await waiter->wait_for(kLookAtCaller);
+    const auto result = co_await waiter->wait_for(kLastWordsPatience);
     if (result && *result) co_return *result;
     if (result) co_return fermata::Status{};
     if (is_dying(caller)) co_return from_errno(EINTR);

@@ -96,11 +96,16 @@ Timeout FileSystem::lease_left() const {
   return std::max<Timeout>(std::chrono::duration_cast<Timeout>(left), Timeout{0});
 }
 
+bool FileSystem::may_differ(FileState& file) {
+  if (file.writers.load() != 0 || file.mapped.load() || file.sticky.load()) return true;
+  MutexLock lock(file.mutex);
+  return file.copy && file.copy->maybe_dirty();  // closed, and not committed yet
+}
+
 Timeout FileSystem::attr_timeout(const View& view) {
   if (fuse_.load() == nullptr || !view.attr_valid || !view.current) return Timeout{0};
   if (view.file) {
-    const FileState& file = *view.file;
-    if (is_live(file)) return Timeout{0};
+    if (may_differ(*view.file)) return Timeout{0};
     if (view.version != view.attr.version) return Timeout{0};
   }
   return std::min<Timeout>(options_.attr_timeout, lease_left());
@@ -111,11 +116,6 @@ Timeout FileSystem::entry_timeout(bool leased) {
   return std::min<Timeout>(options_.entry_timeout, lease_left());
 }
 
-bool FileSystem::is_live(const FileState& file) {
-  return file.writers.load() != 0 || file.closing.load() != 0 || file.mapped.load() ||
-         file.sticky.load();
-}
-
 struct stat FileSystem::stat_of(const View& view) {
   struct stat out = to_stat(view.shown ? *view.shown : view.attr);
   if (!view.file) return out;
@@ -123,7 +123,7 @@ struct stat FileSystem::stat_of(const View& view) {
   if (file.holds.load() != 0) {
     if (const auto read = note_backing_read(file)) out.st_atim = to_timespec(*read);
   }
-  if (!is_live(file)) return out;
+  if (!may_differ(file)) return out;
   MutexLock lock(file.mutex);
   if (file.kill_privileges) out.st_mode &= ~mode_t{S_ISUID | S_ISGID};
   if (!file.copy || !file.copy->complete()) return out;

@@ -163,7 +163,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     bool flushes = true;  // close(2) is told; else only the last one, by release
     IoMode mode = IoMode::kNone;
     Mutex mutex;
-    std::set<std::uint64_t> lockers FM_GUARDED_BY(mutex);  // owners of fcntl locks, if not told
+    // Owners of fcntl locks that were asked for through it, until their close is told.
+    std::set<std::uint64_t> lockers FM_GUARDED_BY(mutex);
   };
   /// An open directory: where its stream is.
   struct DirHandle {
@@ -198,9 +199,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
 
   // file_system.cc
   Entry entry_of(const View& view);
-  /// Its backing file may know better than its attributes.
-  static bool is_live(const FileState& file);
   struct stat stat_of(const View& view);
+  /// Whether the copy may hold what the attributes do not tell: it is or was just written to.
+  static bool may_differ(FileState& file);
   Timeout attr_timeout(const View& view);
   Timeout entry_timeout(bool leased);
   Timeout lease_left() const;
@@ -303,7 +304,6 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   std::shared_ptr<Handle> remove_handle(std::uint64_t fh);
   void close_handle(LoopContext& at, std::uint64_t fh);
   awaitable<void> close_writer(LoopContext& at, FilePtr file);
-  awaitable<void> close_last_writer(LoopContext& at, FilePtr file);
   void on_mapping_closed(const FilePtr& file);
 
   // file_io.cc
@@ -365,13 +365,15 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                                 LockList before);
   bool releases_write(const LockOp& op) const;
   Task<void> do_unlock(LoopContext& at, Credentials who, FilePtr file, LockOp op, pid_t caller);
-  Task<void> flush_and_unlock(LoopContext& at, Credentials who, FilePtr file, bool dirty,
-                              std::uint64_t owner, pid_t caller);
+  Task<void> flush_and_unlock(LoopContext& at, Credentials who, std::shared_ptr<Handle> open,
+                              bool dirty, std::uint64_t owner, pid_t caller);
+  static void forget_locker(Handle& open, std::uint64_t owner);
   /// The last close of an open file description: what it locked goes.
   void release_locks(LoopContext& at, const std::shared_ptr<Handle>& open,
                      const ReleaseRequest& request);
   void release_lock(LoopContext& at, const FilePtr& file, LockSpace space, std::uint64_t owner);
   awaitable<void> unlock_behind(LoopContext& at, FilePtr file, LockOp op);
+  Task<void> settle_releases(LoopContext& at, InodeId inode);
   Task<void> update_in_place(LoopContext& at, Credentials who, FilePtr file);
 
   // commit.cc
@@ -417,6 +419,14 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   MappedWatch mapped_;
   HeldLocks locks_;
   std::atomic<std::uint64_t> next_ticket_{1};
+
+  /// Releases of an inode's locks that were not waited for.
+  struct Unlocks {
+    std::size_t running = 0;
+    std::vector<std::shared_ptr<Signal>> waiters;
+  };
+  Mutex unlocks_mutex_;
+  std::unordered_map<InodeId, Unlocks> unlocks_ FM_GUARDED_BY(unlocks_mutex_);
 
   Mutex handles_mutex_;
   std::unordered_map<std::uint64_t, std::shared_ptr<Handle>> handles_ FM_GUARDED_BY(handles_mutex_);

@@ -50,4 +50,11 @@ bool HeldLocks::lost_any(InodeId inode, LockSpace space, std::uint64_t owner, Se
                              [&](const HeldLock& lock) { return lock.owner.session != now; });
 }
 
+bool HeldLocks::in_the_way(InodeId inode, LockSpace space, const HeldLock& wanted) const {
+  MutexLock guard(mutex_);
+  const auto found = locks_.find({inode, space});
+  if (found == locks_.end()) return false;
+  return find_conflict(found->second, wanted).has_value();
+}
+
 }  // namespace fermata::mountd

@@ -28,6 +28,9 @@ class HeldLocks {
   /// and others may have changed what the owner thinks it protects.
   bool lost_any(InodeId inode, LockSpace space, std::uint64_t owner, SessionId now) const;
 
+  /// Whether another owner of this mount is in the way of `wanted`.
+  bool in_the_way(InodeId inode, LockSpace space, const HeldLock& wanted) const;
+
  private:
   mutable Mutex mutex_;
   std::map<std::pair<InodeId, LockSpace>, LockList> locks_ FM_GUARDED_BY(mutex_);

@@ -59,7 +59,14 @@ void FileSystem::getlk(Ctx ctx, NodeHandle, const LockRequest& request, LockRepl
 }
 
 Task<struct flock> FileSystem::do_find_lock(LoopContext& at, LockOp op) {
-  FM_CO_TRY(const auto reply, co_await at.client->find_lock(op));
+  FM_CO_TRY(auto reply, co_await at.client->find_lock(op));
+  if (reply.held && reply.held->owner.session == session_.id()) {
+    const std::uint64_t holder = reply.held->owner.number;
+    FM_CO_CHECK(co_await settle_releases(at, op.inode));
+    if (!locks_.holds(op.inode, op.space, holder)) {
+      FM_CO_TRY(reply, co_await at.client->find_lock(op));
+    }
+  }
   struct flock out {};
   out.l_type = F_UNLCK;
   out.l_whence = SEEK_SET;
@@ -70,7 +77,7 @@ Task<struct flock> FileSystem::do_find_lock(LoopContext& at, LockOp op) {
     out.l_len = held.range.last == kLockEnd
                     ? 0
                     : static_cast<off_t>(held.range.last - held.range.first + 1);
-    // A process of another machine has no number here.
+    // A process of another machine has no number here, and an open file description is no process.
     const bool local = held.owner.session == session_.id();
     out.l_pid = local ? static_cast<pid_t>(held.pid) : 0;
   }
@@ -127,14 +134,17 @@ void FileSystem::start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp
     return run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
   }
   file->locked = true;
-  if (!open->flushes && op.space == LockSpace::kPosix) {
+  bool of_process = false;
+  if (op.space == LockSpace::kPosix) {
+    of_process = !asks_for_ofd_lock(ctx.pid);
+    if (!of_process) op.pid = 0;
     MutexLock lock(open->mutex);
     open->lockers.insert(op.owner);
   }
   if (wait) op.ticket = next_ticket_.fetch_add(1);
   auto job = std::make_shared<LockJob>(loop.env->executor());
   // The wait graph knows process locks only: an OFD lock's owner is no process (fcntl(2)).
-  job->detect_deadlock = wait && op.space == LockSpace::kPosix && !waits_for_ofd_lock(ctx.pid);
+  job->detect_deadlock = wait && of_process;
   auto task = do_lock(loop, cred(ctx), file, std::move(op), ctx.pid, job);
   run_request(ctx, std::move(reply), std::move(task), kAnswerOk,
               wait ? Interrupts::kAny : Interrupts::kFatal);
@@ -168,6 +178,12 @@ asio::awaitable<void> FileSystem::run_lock(LoopContext& at, Credentials who, Fil
                                            LockOp op, std::shared_ptr<LockJob> job) {
   Hold hold(this, file);
   auto granted = co_await try_lock(at, who, file, op);
+  const HeldLock wanted{{session_.id(), op.owner}, op.range, op.type, op.pid};
+  const auto in_the_way = [&] { return locks_.in_the_way(op.inode, op.space, wanted); };
+  if (!granted && would_wait(granted.error()) && op.ticket == 0 && in_the_way()) {
+    (void)co_await settle_releases(at, op.inode);
+    if (!in_the_way()) granted = co_await try_lock(at, who, file, op);
+  }
   while (!granted && would_wait(granted.error()) && op.ticket != 0 && !job->given_up) {
     const auto turn = co_await at.client->wait_lock(op, job->detect_deadlock);
     if (!turn) {
@@ -261,8 +277,10 @@ Task<void> FileSystem::do_unlock(LoopContext& at, Credentials who, FilePtr file,
 }
 
 // close(2): a process' locks on the file go with any of its descriptors for it (fcntl(2)).
-Task<void> FileSystem::flush_and_unlock(LoopContext& at, Credentials who, FilePtr file, bool dirty,
+Task<void> FileSystem::flush_and_unlock(LoopContext& at, Credentials who,
+                                        std::shared_ptr<Handle> open, bool dirty,
                                         std::uint64_t owner, pid_t caller) {
+  const FilePtr file = open->file;
   fermata::Status committed;
   if (dirty) committed = co_await commit(at, who, file, caller);
   LockOp op;
@@ -270,12 +288,19 @@ Task<void> FileSystem::flush_and_unlock(LoopContext& at, Credentials who, FilePt
   op.owner = owner;
   op.range = kWholeFile;
   const auto released = co_await try_lock(at, who, file, op);
+  if (released) forget_locker(*open, owner);
   if (!committed) co_return committed;
   // A lock of a session that is over is released already.
   if (!released && released.error() != std::errc::no_such_file_or_directory) {
     co_return released.error();
   }
   co_return fermata::Status{};
+}
+
+// What its owner locks from here on, through another descriptor, is not this one's to release.
+void FileSystem::forget_locker(Handle& open, std::uint64_t owner) {
+  MutexLock lock(open.mutex);
+  open.lockers.erase(owner);
 }
 
 void FileSystem::release_locks(LoopContext& at, const std::shared_ptr<Handle>& open,
@@ -302,6 +327,10 @@ void FileSystem::release_lock(LoopContext& at, const FilePtr& file, LockSpace sp
   op.owner = owner;
   op.range = kWholeFile;
   file->holds.fetch_add(1);  // the open has one still
+  {
+    MutexLock lock(unlocks_mutex_);
+    ++unlocks_[file->inode].running;
+  }
   background(at, "release lock", unlock_behind(at, file, op));
 }
 
@@ -313,6 +342,36 @@ asio::awaitable<void> FileSystem::unlock_behind(LoopContext& at, FilePtr file, L
     spdlog::warn("inode {}: a lock could not be released: {}", file->inode.value(),
                  released.error().message());
   }
+  std::vector<std::shared_ptr<Signal>> waiters;
+  {
+    MutexLock lock(unlocks_mutex_);
+    const auto found = unlocks_.find(file->inode);
+    if (--found->second.running != 0) co_return;
+    waiters.swap(found->second.waiters);
+    unlocks_.erase(found);
+  }
+  for (const auto& waiter : waiters) waiter->set({});
+}
+
+// close(2) does not wait for its RELEASE, so a lock may still be here whose file was closed before
+// this request was made. The kernel gives requests out in their order: a RELEASE from before has
+// been read, by some loop, and goes its way before anything that is posted to that loop now.
+Task<void> FileSystem::settle_releases(LoopContext& at, InodeId inode) {
+  for (LoopContext& loop : loops_) {
+    if (loop.index == at.index) continue;
+    const auto passed = std::make_shared<Signal>(at.env->executor());
+    asio::post(loop.env->executor(), [passed] { passed->set({}); });
+    if (const auto error = co_await passed->wait()) co_return error;
+  }
+  const auto released = std::make_shared<Signal>(at.env->executor());
+  {
+    MutexLock lock(unlocks_mutex_);
+    const auto found = unlocks_.find(inode);
+    if (found == unlocks_.end()) co_return fermata::Status{};
+    found->second.waiters.push_back(released);
+  }
+  if (const auto error = co_await released->wait()) co_return error;
+  co_return fermata::Status{};
 }
 
 // --- the content under a lock --------------------------------------------------------------------

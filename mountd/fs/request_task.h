@@ -45,8 +45,13 @@ Task<T> without_throwing(Task<T> task) {
   co_return co_await std::move(task);
 }
 
-/// Which signals end a request: those that kill the caller, or any (a wait for a lock: fcntl(2)).
-enum class Interrupts { kFatal, kAny };
+/// How long a process that is being killed waits for what it wrote to be committed: longer than
+/// that takes if the cluster is well.
+inline constexpr auto kLastWordsPatience = std::chrono::seconds(2);
+
+/// Which signals end a request: those that kill the caller, the same after kLastWordsPatience (the
+/// close of what it wrote), or any (a wait for a lock: fcntl(2)).
+enum class Interrupts { kFatal, kFatalLate, kAny };
 
 template <class R>
 struct RequestTask : std::enable_shared_from_this<RequestTask<R>> {
@@ -58,6 +63,7 @@ struct RequestTask : std::enable_shared_from_this<RequestTask<R>> {
   boost::asio::cancellation_signal cancel;
   boost::asio::steady_timer timer;
   bool over = false;
+  bool late = false;  // kFatalLate: it is being killed, and has been given time
 
   void watch_interrupts() {
     reply.on_interrupt([weak = this->weak_from_this()] {
@@ -67,11 +73,14 @@ struct RequestTask : std::enable_shared_from_this<RequestTask<R>> {
   void interrupted() {
     constexpr auto kLookAgain = std::chrono::milliseconds(100);
     if (over) return;
-    if (interrupts == Interrupts::kAny || is_being_killed(caller)) {
+    const bool ends = interrupts == Interrupts::kAny || is_being_killed(caller);
+    if (ends && (interrupts != Interrupts::kFatalLate || late)) {
       cancel.emit(boost::asio::cancellation_type::terminal);
       return;
     }
-    timer.expires_after(kLookAgain);
+    late = ends;
+    timer.expires_after(ends ? boost::asio::steady_timer::duration(kLastWordsPatience)
+                             : boost::asio::steady_timer::duration(kLookAgain));
     timer.async_wait([weak = this->weak_from_this()](boost::system::error_code error) {
       auto self = weak.lock();
       if (self && !error) self->interrupted();

@@ -1,6 +1,8 @@
 // Two mounts see each other's changes at once, readers keep what they opened, and unchanged trees
 // cost no RPC.
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -137,6 +139,36 @@ TEST_CASE("two mounts: a change of mode shows what the other mount has written",
     write_file(b, "from the other mount");
     REQUIRE(chmod(a.c_str(), 0600) == 0);
     CHECK(stat_of(a).st_size == 20);
+  }
+}
+
+TEST_CASE("two mounts: what a killed process wrote is everywhere when it has been waited for",
+          "[coherence]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  for (int i = 0; i < 30; ++i) {
+    CAPTURE(i);
+    const std::string bytes = random_bytes(i % 2 == 0 ? 100 : 300'000, static_cast<unsigned>(i));
+    int ready[2];
+    REQUIRE(pipe(ready) == 0);
+    const pid_t writer = fork();
+    if (writer == 0) {
+      const int fd = open((a + "/f").c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0644);
+      const bool done = write(fd, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size());
+      if (write(ready[1], done ? "y" : "n", 1) == 1) pause();
+      _exit(1);
+    }
+    char said = 0;
+    REQUIRE(read(ready[0], &said, 1) == 1);
+    REQUIRE(said == 'y');
+    kill(writer, SIGKILL);
+    REQUIRE(waitpid(writer, nullptr, 0) == writer);
+    close(ready[0]);
+    close(ready[1]);
+    REQUIRE(read_file(b + "/f") == bytes);
+    REQUIRE(read_file(a + "/f") == bytes);
   }
 }
 

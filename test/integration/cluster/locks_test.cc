@@ -267,6 +267,45 @@ TEST_CASE("locks: a signal ends the wait, and the lock is not taken afterwards",
   CHECK(eventually([&] { return set_lock(third, F_OFD_SETLK, F_WRLCK) == 0; }, 5s));
 }
 
+TEST_CASE("locks: what a close has released is free for the mount's next request", "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string path = cluster.mnt() + "/f";
+  write_file(path, "x");
+  for (int i = 0; i < 200; ++i) {
+    CAPTURE(i);
+    {
+      Fd mine(path, O_RDWR);
+      REQUIRE(errno_of(flock(mine.get(), LOCK_EX | LOCK_NB)) == 0);
+      REQUIRE(set_lock(mine, F_OFD_SETLK, F_WRLCK) == 0);
+    }
+    Fd next(path, O_RDWR);
+    if (i % 2 == 0) REQUIRE(get_lock(next, F_WRLCK).l_type == F_UNLCK);
+    REQUIRE(errno_of(flock(next.get(), LOCK_EX | LOCK_NB)) == 0);
+    REQUIRE(set_lock(next, F_OFD_SETLK, F_WRLCK) == 0);
+  }
+}
+
+TEST_CASE("locks: a process' lock through one descriptor outlives the late end of another",
+          "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  write_file(a + "/f", "x");
+  for (int i = 0; i < 100; ++i) {
+    CAPTURE(i);
+    Fd kept(a + "/f", O_RDWR);
+    {
+      Fd closed(a + "/f", O_RDWR);
+      REQUIRE(set_lock(closed, F_SETLK, F_WRLCK) == 0);
+    }
+    REQUIRE(set_lock(kept, F_SETLK, F_WRLCK) == 0);
+    Fd other(b + "/f", O_RDWR);
+    REQUIRE(set_lock(other, F_SETLK, F_WRLCK) == EAGAIN);
+  }
+}
+
 TEST_CASE("locks: a killed process and a killed client let go", "[locks]") {
   FM_NEEDS_MOUNTS();
   MiniCluster cluster;
