@@ -54,7 +54,9 @@ struct stat to_stat(const Attr& attr) {
   out.st_rdev = attr.rdev;
   out.st_size = static_cast<off_t>(attr.size_bytes);
   out.st_blksize = 4096;
-  out.st_blocks = static_cast<blkcnt_t>((attr.allocated_bytes + 511) / 512);
+  // In whole pages, as the cached copy of it has them: the number does not change with a close.
+  constexpr std::uint64_t kPage = 4096;
+  out.st_blocks = static_cast<blkcnt_t>((attr.allocated_bytes + kPage - 1) / kPage * (kPage / 512));
   out.st_atim = to_timespec(attr.atime);
   out.st_mtim = to_timespec(attr.mtime);
   out.st_ctim = to_timespec(attr.ctime);

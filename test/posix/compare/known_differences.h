@@ -20,6 +20,8 @@ inline constexpr KnownDifference kKnownDifferences[] = {
      "the kernel's FUSE passes on neither mode and answers EOPNOTSUPP itself"},
     {"fallocate: INSERT_RANGE puts a hole in", Path::kBoth,
      "the kernel's FUSE passes on neither mode and answers EOPNOTSUPP itself"},
+    {"OFD lock: F_GETLK shows it with the process id -1", Path::kBoth,
+     "the kernel's FUSE takes the answer for a process id of its own and makes 0 of it"},
 };
 
 }  // namespace fermata::posix
