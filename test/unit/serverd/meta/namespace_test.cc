@@ -216,6 +216,17 @@ TEST_CASE_METHOD(World, "Namespace: an unlinked file lives while sessions have i
   CHECK(d.ns->counters().inodes == 1);
 }
 
+TEST_CASE_METHOD(World, "Namespace: a file has at most kLinkCountMax names", "[serverd][meta]") {
+  const InodeId f = d.create(kRootInode, "0").inode;
+  for (std::uint32_t i = 1; i < kLinkCountMax; ++i) {
+    if (d.mutate(LinkOp{f, kRootInode, std::to_string(i)}).error != 0) FAIL("at " << i);
+    d.log.clear();
+  }
+  REFUSED(d.mutate(LinkOp{f, kRootInode, "more"}), too_many_links);
+  REQUIRE(d.unlink(kRootInode, "1").error == 0);
+  CHECK(d.mutate(LinkOp{f, kRootInode, "more"}).error == 0);
+}
+
 TEST_CASE_METHOD(World, "Namespace: a file made without a name is its session's until linked",
                  "[serverd][meta]") {
   const SessionId other = d.open_session("another-client-0");
