@@ -99,14 +99,10 @@ asio::awaitable<void> FileSystem::run_commits(LoopContext& at, Credentials who, 
     }
     const std::error_code error = done ? std::error_code{} : done.error();
     const auto view = table_.find(file->node);
-    // Of an unlinked file nothing was committed.
-    const bool unlinked =
-        view && view->attr_known && view->attr.nlink == 0 && !file->linkable.load();
     std::vector<std::shared_ptr<Signal>> waiters;
     {
       MutexLock lock(file->mutex);
-      const bool done_with = !error && !unlinked;
-      if (done_with || (file->copy && file->copy->conflict())) file->sticky = false;
+      if (!error || (file->copy && file->copy->conflict())) file->sticky = false;
       waiters.swap(job->waiters);
       job = std::move(file->commit_next);
       file->commit_next.reset();

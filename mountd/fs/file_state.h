@@ -53,7 +53,6 @@ struct FileState {
   /// Holds work that no commit has taken, as far as is known: the copy stays the mount's, whatever
   /// was committed elsewhere.
   std::atomic<bool> sticky{false};
-  std::atomic<int> closing{0};  ///< last writers that are gone, but not yet looked after
   std::atomic<bool> unlinked_elsewhere{false};  ///< told to be open when it lost its last name
   std::atomic<bool> linkable{false};            ///< made without a name, and may still get one
   std::atomic<bool> mapped{false};  ///< a writable mapping outlived the last writable open

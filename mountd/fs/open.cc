@@ -546,13 +546,10 @@ void FileSystem::close_handle(LoopContext& at, std::uint64_t fh) {
     MutexLock lock(file->mutex);
     last = --file->opens == 0;
   }
-  if (closed->writable) {
-    file->closing.fetch_add(1);  // before: at no moment do its attributes fall back to older ones
-    if (file->writers.fetch_sub(1) == 1) {
-      background(at, "close writer", close_last_writer(at, file));
-      return;
-    }
-    file->closing.fetch_sub(1);
+  const bool last_writer = closed->writable && file->writers.fetch_sub(1) == 1;
+  if (last_writer) {
+    background(at, "close writer", close_writer(at, file));
+    return;
   }
   const auto view = last ? table_.find(file->node) : std::nullopt;
   if (view && view->attr_known && view->attr.nlink == 0 && file->writers.load() == 0) {
@@ -560,15 +557,6 @@ void FileSystem::close_handle(LoopContext& at, std::uint64_t fh) {
     return;
   }
   unhold(file);
-}
-
-asio::awaitable<void> FileSystem::close_last_writer(LoopContext& at, FilePtr file) {
-  struct Done {
-    FileState& file;
-    ~Done() { file.closing.fetch_sub(1); }
-  };
-  const Done done{*file};
-  co_await close_writer(at, file);
 }
 
 // After the last writable open: commits what came after the last flush, and sees whether a mapping
@@ -633,8 +621,6 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
         release_orphan(file->inode);
         file->sticky = false;
         copy->discard();
-      } else if (copy->maybe_dirty()) {
-        file->sticky = true;  // readers have it open: they see what was written, size and all
       }
       co_return;
     }

@@ -326,6 +326,12 @@ std::map<std::string, long> MiniCluster::rpc_counts(const std::string& mount_poi
   return counts;
 }
 
+long MiniCluster::rpc_count(const std::string& mount_point) {
+  long total = 0;
+  for (const auto& [method, count] : rpc_counts(mount_point)) total += count;
+  return total;
+}
+
 std::string MiniCluster::logs() const {
   std::string all;
   std::error_code error;

@@ -75,6 +75,7 @@ class MiniCluster {
   RunResult fermata(const std::string& arguments);
   /// RPCs that the mount's daemon has made, by method; without session renewals.
   std::map<std::string, long> rpc_counts(const std::string& mount_point);
+  long rpc_count(const std::string& mount_point);  ///< of all of them
 
   /// Copies the logs to where CI can show them.
   std::string logs() const;
