@@ -102,12 +102,14 @@ class KvBatch {
 
 class KvStore : public KvReader {
  public:
-  /// Atomic, seen at once by readers, durable with the next flush() or earlier. An error leaves the
-  /// store unusable: stop the node.
+  /// Atomic, seen at once by readers, durable with the next flush() or earlier. ENOSPC has had no
+  /// effect, and comes until a flush() has succeeded. Another error leaves the store unusable: stop
+  /// the node.
   virtual Status write(const KvBatch& batch) = 0;
   /// The state as it is now, unmoved by later writes. Hold it shortly: it keeps old data on disk.
   virtual std::unique_ptr<KvReader> snapshot() const = 0;
-  /// On return what was written before the call survives a power cut. An error stops the node.
+  /// On return what was written before the call survives a power cut. ENOSPC loses nothing: try
+  /// again once there is room. Another error stops the node.
   virtual Status flush() = 0;
   /// Writes a consistent copy of the state into the new directory `path` (files only, synced) and
   /// returns a reader of that copy: the cut is somewhere between call and return.

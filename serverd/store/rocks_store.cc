@@ -4,11 +4,16 @@
 #include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
 #include <rocksdb/filter_policy.h>
+#include <rocksdb/listener.h>
 #include <rocksdb/table.h>
 #include <rocksdb/utilities/checkpoint.h>
+#include <rocksdb/utilities/table_properties_collectors.h>
 #include <rocksdb/write_buffer_manager.h>
 
 #include <charconv>
+#include <chrono>
+#include <thread>
+#include <utility>
 
 #include "common/base/assert.h"
 #include "common/base/checksum.h"
@@ -22,6 +27,8 @@ constexpr std::string_view kActiveMagic = "FERMACTV";
 constexpr const char* kFormatName = "/FORMAT";
 constexpr const char* kActiveName = "/ACTIVE";
 constexpr const char* kDirectoryPrefix = "db-";
+constexpr std::chrono::milliseconds kFlushPoll{1};
+constexpr int kPollsPerFlush = 50;
 
 std::error_code to_code(const rocksdb::Status& status) {
   if (status.IsCorruption()) return make_error_code(Errc::kCorruptStore);
@@ -41,6 +48,16 @@ class NoLog final : public rocksdb::Logger {
  public:
   using rocksdb::Logger::Logv;
   void Logv(const char*, va_list) override {}
+};
+
+/// Recovery from a full disk is RocksStore::flush()'s: RocksDB's own waits until a whole memtable
+/// more is free than it needs, lets nobody else try meanwhile, and on a small disk waits for ever.
+class NoAutoRecovery final : public rocksdb::EventListener {
+ public:
+  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status,
+                            bool* auto_recovery) override {
+    *auto_recovery = false;
+  }
 };
 
 rocksdb::CompressionType compression() {
@@ -65,6 +82,7 @@ rocksdb::DBOptions database_options(const RocksOptions& options,
   db.stats_dump_period_sec = 0;
   db.stats_persist_period_sec = 0;
   db.bytes_per_sync = 1u << 20;
+  db.listeners.push_back(std::make_shared<NoAutoRecovery>());
   return db;
 }
 
@@ -88,6 +106,13 @@ rocksdb::ColumnFamilyOptions family_options(const RocksOptions& options,
   family.arena_block_size = 64u << 10;  // many families are nearly empty
   family.compression = compression();
   family.level_compaction_dynamic_level_bytes = true;
+  family.target_file_size_base = options.table_bytes;
+  family.max_compaction_bytes = 8 * options.table_bytes;
+  // Tables in which much was removed are compacted at once: that is what gives the room back.
+  constexpr std::size_t kWindow = 1000, kRemoved = 300;
+  constexpr double kRemovedPart = 0.3;
+  family.table_properties_collector_factories.push_back(
+      rocksdb::NewCompactOnDeletionCollectorFactory(kWindow, kRemoved, kRemovedPart));
   return family;
 }
 
@@ -125,6 +150,12 @@ struct RocksStore::Database {
 
   rocksdb::ColumnFamilyHandle* handle(Family family) const {
     return handles[static_cast<std::size_t>(family)];
+  }
+  /// Memtables, of all families, that are full or to be flushed and are not on the disk yet.
+  std::uint64_t unflushed() const {
+    std::uint64_t count = 0;
+    const std::string property = rocksdb::DB::Properties::kNumImmutableMemTable;
+    return db->GetAggregatedIntProperty(property, &count) ? count : 0;
   }
   ~Database() {
     for (auto* handle : handles) static_cast<void>(db->DestroyColumnFamilyHandle(handle));
@@ -329,7 +360,20 @@ Status RocksStore::flush() {
   const auto database = this->database();
   rocksdb::FlushOptions options;
   options.wait = true;
-  return to_status(database->db->Flush(options, database->handles));
+  auto status = database->db->Flush(options, database->handles);
+  // Once a write of its own found the disk full RocksDB refuses everything, until it is told that
+  // there is room again. What was not written is still in its memory.
+  if (status.IsNoSpace() && database->db->Resume().ok()) {
+    status = database->db->Flush(options, database->handles);
+  }
+  // After a Resume() RocksDB 7.8 never waits again and says that all is well: it goes on taking the
+  // database for stopped (ErrorHandler::ClearBGError). A flush that then fails is told to whoever
+  // asks next.
+  for (int polls = 1; status.ok() && database->unflushed() != 0; ++polls) {
+    std::this_thread::sleep_for(kFlushPoll);
+    if (polls % kPollsPerFlush == 0) status = database->db->Flush(options, database->handles);
+  }
+  return to_status(status);
 }
 
 Result<std::unique_ptr<KvReader>> RocksStore::checkpoint(const std::string& path) {
@@ -339,6 +383,7 @@ Result<std::unique_ptr<KvReader>> RocksStore::checkpoint(const std::string& path
   if (const auto made = rocksdb::Checkpoint::Create(database->db.get(), &raw); !made.ok())
     return to_code(made);
   const std::unique_ptr<rocksdb::Checkpoint> maker(raw);
+  FM_CHECK(flush());  // RocksDB's own may not wait
   FM_CHECK(disk.make_dirs(parent_of(path)));
   // 0: flush whatever the memtables hold, since no log would bring it back.
   if (const auto status = maker->CreateCheckpoint(path, 0); !status.ok()) return to_code(status);

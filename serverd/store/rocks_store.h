@@ -17,10 +17,13 @@
 namespace fermata::serverd {
 
 struct RocksOptions {
-  ClusterId cluster;                       ///< none: any, and not bound when new
-  std::size_t cache_bytes = 96u << 20;     ///< blocks, indexes, filters and memtables
-  std::size_t memtable_bytes = 64u << 20;  ///< of all families, within cache_bytes
+  ClusterId cluster;                    ///< none: any, and not bound when new
+  std::size_t cache_bytes = 96u << 20;  ///< blocks, indexes, filters and memtables
+  /// Of all families, within cache_bytes. A flush, and the compaction after it, need room for it.
+  std::size_t memtable_bytes = 64u << 20;
   int background_jobs = 2;
+  /// Of one table file. A compaction needs room for a few of them beside what it replaces.
+  std::size_t table_bytes = 64u << 20;
 };
 
 class RocksStore final : public KvStore {

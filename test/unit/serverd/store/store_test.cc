@@ -1,6 +1,10 @@
 // One suite for both stores, then what each one's files must refuse.
+#include <sys/mount.h>
+#include <unistd.h>
+
 #include <catch2/catch_template_test_macros.hpp>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <cstdlib>
 #include <map>
 
@@ -308,4 +312,119 @@ TEST_CASE("MemStore: a power cut at any operation of a flush keeps one state who
     if (flushed) CHECK(value == "2");
     CHECK(get(*on.store, kG, "k").has_value() == (value == "2"));
   }
+}
+
+namespace {
+/// A small disk of its own; empty if that needs rights that are not there.
+struct SmallDisk {
+  explicit SmallDisk(const char* size) {
+    char name[] = "/tmp/fermata_store_XXXXXX";
+    path = ::mkdtemp(name);
+    const std::string data = std::string("mode=0700,size=") + size;
+    if (::geteuid() != 0 || ::mount("tmpfs", path.c_str(), "tmpfs", 0, data.c_str()) != 0) {
+      ::rmdir(path.c_str());
+      path.clear();
+    }
+  }
+  ~SmallDisk() {
+    if (path.empty()) return;
+    ::umount2(path.c_str(), MNT_DETACH);
+    ::rmdir(path.c_str());
+  }
+  std::uint64_t free_bytes() { return disk.space(path)->free_bytes; }
+  RealDisk disk;
+  std::string path;
+};
+
+RocksOptions small_options() {
+  RocksOptions options;
+  options.memtable_bytes = 4 << 20;
+  options.table_bytes = 1 << 20;
+  return options;
+}
+
+std::string incompressible(std::uint64_t seed) {
+  SeededRandom random(seed);
+  std::string text(50'000, '\0');
+  for (char& c : text) c = static_cast<char>(random.next());
+  return text;
+}
+}  // namespace
+
+TEST_CASE("RocksStore: a full disk loses nothing, and is over once there is room",
+          "[serverd][store]") {
+  // Larger memtables than there is room, then and later, too.
+  const RocksOptions options = GENERATE(small_options(), RocksOptions());
+  SmallDisk small("48m");
+  if (small.path.empty()) SKIP("needs a mount of its own");
+  auto opened = RocksStore::open(small.path + "/meta", options);
+  REQUIRE(opened);
+  RocksStore& store = **opened;
+  {
+    const Bytes zeros(1 << 20);
+    for (const auto& [name, leave] : {std::pair{"/filler", 10u << 20}, {"/more", 2u << 20}}) {
+      const auto filler = small.disk.open(small.path + name, Disk::Mode::kCreate);
+      REQUIRE(filler);
+      for (std::uint64_t at = 0; small.free_bytes() > leave; at += zeros.size())
+        REQUIRE((*filler)->write_at(at, zeros));
+    }
+  }
+  std::uint64_t written = 0;
+  Status status;
+  for (; written < 1000; ++written) {
+    KvBatch batch;
+    batch.put(kF, std::to_string(written), incompressible(written));
+    if (status = store.write(batch); !status) break;
+    if (written % 10 == 9) status = store.flush();
+    if (!status) {
+      ++written;
+      break;
+    }
+  }
+  REQUIRE_FALSE(status);
+  CHECK(status.error() == std::errc::no_space_on_device);
+  CHECK(store.flush().error() == std::errc::no_space_on_device);
+  for (std::uint64_t i = 0; i < written; ++i)
+    CHECK(store.get(kF, std::to_string(i))->value() == incompressible(i));
+  REQUIRE(small.disk.remove(small.path + "/more"));
+  REQUIRE(store.flush());
+  for (int i = 0; i < 5; ++i) {
+    KvBatch batch;
+    batch.put(kF, "after" + std::to_string(i), "x");
+    REQUIRE(store.write(batch));
+    REQUIRE(store.flush());
+  }
+  opened->reset();
+  opened = RocksStore::open(small.path + "/meta", options);
+  REQUIRE(opened);
+  for (std::uint64_t i = 0; i < written; ++i)
+    CHECK((*opened)->get(kF, std::to_string(i))->value() == incompressible(i));
+  for (int i = 0; i < 5; ++i) CHECK((*opened)->get(kF, "after" + std::to_string(i))->has_value());
+}
+
+TEST_CASE("RocksStore: what was removed gives its room back soon after a flush",
+          "[serverd][store]") {
+  SmallDisk small("64m");
+  if (small.path.empty()) SKIP("needs a mount of its own");
+  auto opened = RocksStore::open(small.path + "/meta", small_options());
+  REQUIRE(opened);
+  RocksStore& store = **opened;
+  const std::uint64_t before = small.free_bytes();
+  constexpr std::uint64_t kCount = 600;  // 30 MB
+  for (std::uint64_t i = 0; i < kCount; ++i) {
+    KvBatch batch;
+    batch.put(kF, std::to_string(i), incompressible(i));
+    REQUIRE(store.write(batch));
+    if (i % 50 == 49) REQUIRE(store.flush());
+  }
+  REQUIRE(store.flush());
+  CHECK(small.free_bytes() < before - (25 << 20));
+  for (std::uint64_t i = 0; i < kCount; ++i) {
+    KvBatch batch;
+    batch.erase(kF, std::to_string(i));
+    REQUIRE(store.write(batch));
+  }
+  REQUIRE(store.flush());
+  for (int i = 0; i < 200 && small.free_bytes() < before - (8 << 20); ++i) ::usleep(50'000);
+  CHECK(small.free_bytes() > before - (8 << 20));
 }
