@@ -129,6 +129,7 @@ struct SimEnv::Impl final : public Clock {
   SimScheduler::Impl& scheduler;
   SimDisk& disk;
   const SimEnvOptions options;
+  Duration extra{};
   SeededRandom random;
   NodeContext context;
   bool crashed = false;
@@ -231,11 +232,13 @@ asio::awaitable<std::error_code> SimEnv::sleep_until(TimePoint when) {
       asio::use_awaitable, impl_.get(), when);
 }
 
+void SimEnv::slow_down(Duration extra) { impl_->extra = extra; }
+
 asio::awaitable<void> SimEnv::run_blocking(std::function<void()> work) {
   const auto spread = static_cast<std::uint64_t>(
       (impl_->options.blocking_max - impl_->options.blocking_min).count());
   const Duration delay =
-      impl_->options.blocking_min +
+      impl_->options.blocking_min + impl_->extra +
       Duration(static_cast<std::int64_t>(impl_->scheduler.random.below(spread + 1)));
   co_await asio::async_initiate<const asio::use_awaitable_t<>&, void()>(
       [](auto handler, Impl* impl, TimePoint when, std::function<void()> job) {

@@ -77,6 +77,8 @@ class SimEnv final : public Env {
   boost::asio::awaitable<std::error_code> sleep_until(TimePoint when) override;
   boost::asio::awaitable<void> run_blocking(std::function<void()> work) override;
 
+  /// Blocking work that begins from now on takes so much longer: a disk that hangs.
+  void slow_down(Duration extra);
   /// See above. Blocking work that has not run never will. Idempotent.
   void crash();
   bool crashed() const;

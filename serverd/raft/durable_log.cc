@@ -38,6 +38,8 @@ Status DurableLog::check_poison() const {
 }
 
 Status DurableLog::poison(std::error_code error) {
+  // Not the harmless one: something may be lost.
+  if (error == std::errc::no_space_on_device) error = from_errno(EIO);
   MutexLock lock(mutex_);
   if (!poison_) poison_ = error;
   return poison_;
@@ -58,6 +60,17 @@ LogIndex DurableLog::last_index() const {
 LogIndex DurableLog::base_index() const {
   MutexLock lock(mutex_);
   return base_index_;
+}
+
+LogIndex DurableLog::index_keeping(std::uint64_t bytes) const {
+  MutexLock lock(mutex_);
+  std::uint64_t kept = 0;
+  std::size_t count = 0;
+  for (; count < slots_.size(); ++count) {
+    kept += record_bytes(slots_[slots_.size() - 1 - count].size);
+    if (kept > bytes) break;
+  }
+  return LogIndex(base_index_.value() + slots_.size() - count);
 }
 
 std::string DurableLog::base_membership() const {
@@ -290,7 +303,12 @@ Status DurableLog::write_state(const State& state) {
 Result<DurableLog::Persisted> DurableLog::persist() {
   MutexLock io(io_mutex_);
   auto done = do_persist();
-  if (!done) return poison(done.error()).error();
+  if (done) return done;
+  if (!std::exchange(no_room_, false)) return poison(done.error()).error();
+  // As if the rest had never been given to the disk.
+  MutexLock lock(mutex_);
+  writing_last_ = disk_last_;
+  if (cut_ && *cut_ > disk_last_) cut_.reset();
   return done;
 }
 
@@ -359,8 +377,8 @@ Status DurableLog::remove_newest_segment() {
   return disk_.sync_dir(options_.dir);
 }
 
-Status DurableLog::begin_segment(LogIndex first, Term prev_term, std::uint32_t prev_crc,
-                                 std::string& buffer) {
+std::string DurableLog::segment_header(LogIndex first, Term prev_term,
+                                       std::uint32_t prev_crc) const {
   SegmentHeader header{.cluster = options_.cluster.bytes,
                        .group = options_.group.value(),
                        .node = options_.self.value(),
@@ -368,7 +386,12 @@ Status DurableLog::begin_segment(LogIndex first, Term prev_term, std::uint32_t p
                        .prev_term = prev_term.value(),
                        .prev_crc = prev_crc};
   header.crc = header_crc(header, {}, header.version);
-  append_le(buffer, header);
+  std::string bytes;
+  append_le(bytes, header);
+  return bytes;
+}
+
+Status DurableLog::begin_segment(LogIndex first) {
   Segment segment{
       .first = first, .path = options_.dir + "/" + segment_name(first), .file = nullptr, .end = 0};
   FM_TRY(segment.file, disk_.open(segment.path, Disk::Mode::kCreateNew));
@@ -377,18 +400,39 @@ Status DurableLog::begin_segment(LogIndex first, Term prev_term, std::uint32_t p
   return {};
 }
 
+/// Writes `bytes` at the end of the newest segment, or into a new one that begins with `first`.
+/// Nothing is synced yet, so that ENOSPC can be taken back.
+Status DurableLog::write_batch(bool fresh, LogIndex first, ByteView bytes) {
+  for (;;) {
+    Status written;
+    const std::size_t segments = segments_.size();
+    if (fresh) written = begin_segment(first);
+    if (written) written = segments_.back().file->write_at(segments_.back().end, bytes);
+    if (written || written.error() != std::errc::no_space_on_device) return written;
+    if (!fresh || segments_.size() > segments) FM_CHECK(take_back(fresh));
+    if (options_.make_room && options_.make_room()) continue;
+    no_room_ = true;
+    return written;
+  }
+}
+
+/// Durably: what is left of a batch would look like damage behind the one that comes in its place.
+Status DurableLog::take_back(bool fresh) {
+  if (fresh) return remove_newest_segment();
+  Segment& segment = segments_.back();
+  FM_CHECK(segment.file->truncate(segment.end));
+  return segment.file->sync();
+}
+
 Status DurableLog::write_entries(const std::vector<LogEntry>& entries, Term prev_term,
                                  std::uint32_t prev_crc) {
   std::size_t next = 0;
-  bool began = false;
   while (next < entries.size()) {
     const LogIndex first = entries[next].index;
-    std::string buffer;
     const bool fresh = segments_.empty() || segments_.back().end >= options_.segment_bytes;
-    if (fresh) FM_CHECK(begin_segment(first, prev_term, prev_crc, buffer));
-    began |= fresh;
-    Segment& segment = segments_.back();
-    const std::uint32_t batch_start = segment.end;
+    std::string buffer;
+    if (fresh) buffer = segment_header(first, prev_term, prev_crc);
+    const std::uint32_t batch_start = fresh ? 0 : segments_.back().end;
     std::vector<Slot> written;
     while (next < entries.size() &&
            (written.empty() || batch_start + buffer.size() < options_.segment_bytes)) {
@@ -402,10 +446,12 @@ Status DurableLog::write_entries(const std::vector<LogEntry>& entries, Term prev
                          .crc = prev_crc,
                          .kind = entry.kind});
     }
-    FM_CHECK(segment.file->write_at(batch_start, as_bytes(buffer)));
+    FM_CHECK(write_batch(fresh, first, as_bytes(buffer)));
+    Segment& segment = segments_.back();
     FM_CHECK(segment.file->sync());
     if (fresh) FM_CHECK(disk_.sync_dir(options_.dir));
     segment.end = static_cast<std::uint32_t>(batch_start + buffer.size());
+    segment_unrecorded_ |= fresh;
 
     MutexLock lock(mutex_);
     disk_last_ = LogIndex(first.value() + written.size() - 1);
@@ -417,10 +463,12 @@ Status DurableLog::write_entries(const std::vector<LogEntry>& entries, Term prev
     shrink_cache();
   }
   // From here on a damaged header of the new segment cannot pass for one that was never finished.
-  if (!began) return {};
+  if (!segment_unrecorded_ || entries.empty()) return {};
   State state = state_;
   state.durable = entries.back().index;
-  return write_state(state);
+  FM_CHECK(write_state(state));
+  segment_unrecorded_ = false;
+  return {};
 }
 
 void DurableLog::forget(LogIndex up_to, std::string membership) {
@@ -483,7 +531,9 @@ Status DurableLog::do_compact() {
 Status DurableLog::reset(LogIndex index, Term term, std::string membership) {
   MutexLock io(io_mutex_);
   Status done = do_reset(index, term, std::move(membership));
-  return done ? done : poison(done.error());
+  no_room_ = false;  // half of a reset is no state to go on from, full disk or not
+  if (!done) (void)poison(done.error());
+  return done;
 }
 
 Status DurableLog::do_reset(LogIndex index, Term term, std::string membership) {

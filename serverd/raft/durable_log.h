@@ -18,7 +18,8 @@
 // 2018.)
 //
 // An error of a write or a sync poisons the log: every later call fails with the same error, and
-// the node must stop (Rebello et al., USENIX ATC 2020).
+// the node must stop (Rebello et al., USENIX ATC 2020). One is harmless: a write that finds the
+// disk full, before any sync. What it left is taken back, and persist() may be called again.
 //
 // Thread-safety: append(), set_hard_state() and the readers from the node's executor; persist(),
 // compact() and reset() block, run on the pool, and may run beside those (they wait for each
@@ -26,6 +27,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -48,6 +50,8 @@ struct DurableLogOptions {
   bool rejoining = false;
   std::uint32_t segment_bytes = 16U << 20;          ///< a new segment is begun when one is this big
   std::size_t cache_bytes = std::size_t{64} << 20;  ///< of newest entries kept in memory
+  /// The disk is full: true if there is more room now than before. Called by persist().
+  std::function<bool()> make_room = {};
 };
 
 class DurableLog final : public LogView {
@@ -74,6 +78,8 @@ class DurableLog final : public LogView {
   /// The index before first_index(), and what was in force there.
   LogIndex base_index() const;
   std::string base_membership() const;
+  /// The lowest index (not below base_index()) above which entries make up at most `bytes`.
+  LogIndex index_keeping(std::uint64_t bytes) const;
   /// What was in force at `index` (from base_index() to last_index()), encoded.
   Result<std::string> membership_at(LogIndex index) const;
   /// Everything up to here is durable and not being replaced.
@@ -95,7 +101,8 @@ class DurableLog final : public LogView {
     LogIndex index;  ///< last_index() at the call: durable now (unless it was replaced meanwhile)
     Term term;       ///< of that entry
   };
-  /// The hard state first, then the entries. Blocks.
+  /// The hard state first, then the entries. Blocks. ENOSPC does not poison the log: some of the
+  /// entries may be durable, the others are to be persisted again.
   Result<Persisted> persist();
 
   /// Forgets entries up to `up_to` (at most durable_index()); `membership` was in force there.
@@ -107,7 +114,7 @@ class DurableLog final : public LogView {
 
   /// A snapshot that ends at (index, term) was installed: on disk the log becomes empty and stands
   /// there. An index at or below base_index() changes nothing. No append() until finish_reset().
-  /// Blocks.
+  /// Blocks. Any error poisons the log, ENOSPC too.
   Status reset(LogIndex index, Term term, std::string membership);
   /// The same in memory, on the executor.
   void finish_reset();
@@ -151,7 +158,10 @@ class DurableLog final : public LogView {
   /// memory may have another in its place.
   Status write_entries(const std::vector<LogEntry>& entries, Term prev_term,
                        std::uint32_t prev_crc);
-  Status begin_segment(LogIndex first, Term prev_term, std::uint32_t prev_crc, std::string& buffer);
+  std::string segment_header(LogIndex first, Term prev_term, std::uint32_t prev_crc) const;
+  Status begin_segment(LogIndex first);
+  Status write_batch(bool fresh, LogIndex first, ByteView bytes);
+  Status take_back(bool fresh);
   Status remove_newest_segment();
   Status do_compact();
   Status do_mark_durable();
@@ -166,8 +176,10 @@ class DurableLog final : public LogView {
 
   Disk& disk_;
   const DurableLogOptions options_;
-  Mutex io_mutex_;  // one of persist, compact, reset at a time; taken before mutex_
-  State state_;     // as on the disk; under io_mutex_
+  Mutex io_mutex_;        // one of persist, compact, reset at a time; taken before mutex_
+  State state_;           // as on the disk; under io_mutex_
+  bool no_room_ = false;  // the last write found the disk full; under io_mutex_
+  bool segment_unrecorded_ = false;  // state_.durable does not cover the newest one; the same
   mutable Mutex mutex_;
   std::error_code poison_ FM_GUARDED_BY(mutex_);
   HardState hard_ FM_GUARDED_BY(mutex_);

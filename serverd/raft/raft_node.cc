@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "common/base/assert.h"
@@ -9,6 +10,12 @@
 
 namespace fermata::serverd {
 namespace asio = boost::asio;
+
+namespace {
+constexpr Duration kFullRetry = std::chrono::milliseconds(200);   // between looks for room
+constexpr Duration kSnapshotIdleShort = std::chrono::seconds(5);  // while room is spared
+constexpr int kStalledTimeouts = 4;  // election timeouts that a sync of the primary may take
+}  // namespace
 
 RaftNode::RaftNode(Env& env, RaftNodeOptions options, StateMachine& machine,
                    PeerTransport& transport, std::function<void(std::string)> fatal)
@@ -166,12 +173,14 @@ asio::awaitable<void> RaftNode::tick_loop() {
       core_->tick(now, out);
       obey(std::move(out));
     }
+    leave_stalled_disk(now);
     if (!marking_ && !unreported_ && log_->has_unmarked() &&
         now - persisted_at_ > options_.mark_after) {
       marking_ = true;
       tasks_.spawn("mark durable", mark_durable());
     }
-    if (snapshot_ && !making_snapshot_ && now - snapshot_used_ > options_.snapshot_idle_max) {
+    const Duration idle_max = spare_room_ ? kSnapshotIdleShort : options_.snapshot_idle_max;
+    if (snapshot_ && !making_snapshot_ && now - snapshot_used_ > idle_max) {
       snapshot_used_ = now;
       tasks_.spawn("drop snapshot", drop_idle_snapshot());
     }
@@ -191,8 +200,9 @@ asio::awaitable<void> RaftNode::persist_loop() {
     unreported_ = false;
     if (log_->has_staged()) {
       ++counters_.persists;
-      const auto persist = [log = log_] { return log->persist(); };
-      const auto done = co_await blocking<DurableLog::Persisted>(env_, persist);
+      persisting_since_ = env_.now();
+      const auto done = co_await persist();
+      persisting_since_.reset();
       if (!running()) co_return;
       persisted_at_ = env_.now();
       if (!done) {
@@ -207,10 +217,63 @@ asio::awaitable<void> RaftNode::persist_loop() {
   }
 }
 
+/// A primary applies nothing that its own disk does not have. One whose disk neither works nor
+/// fails would keep the role, for its heartbeats go on, and everybody waiting: another node may do
+/// better. A full disk is the space guard's.
+void RaftNode::leave_stalled_disk(TimePoint now) {
+  const Duration patience = kStalledTimeouts * options_.raft.election_timeout_min;
+  const bool stalled = persisting_since_ && now - *persisting_since_ > patience;
+  if (!stalled || log_stalled_ || core_->role() != Role::kPrimary || now < next_way_out_) return;
+  next_way_out_ = now + patience;
+  const Membership& members = core_->membership();
+  NodeId heir;
+  LogIndex match;
+  for (const auto& [id, peer] : core_->progress()) {
+    const bool votes =
+        std::any_of(members.members.begin(), members.members.end(),
+                    [id = id](const Member& member) { return member.id == id && member.voter; });
+    if (!votes || !peer.recently_active || peer.rejoin != 0 || peer.in_snapshot) continue;
+    if (!heir || peer.match > match) heir = id, match = peer.match;
+  }
+  if (!heir) return;
+  ++counters_.slow_disks_left;
+  spdlog::error(
+      "node {}: a write to the log under {} has not come back for {} ms: the role is offered to "
+      "node {}. Look at this node's disk",
+      options_.raft.self.value(), options_.dir,
+      std::chrono::duration_cast<std::chrono::milliseconds>(now - *persisting_since_).count(),
+      heir.value());
+  Output out;
+  const Status begun = core_->transfer_leadership(heir, now, out);
+  if (!begun) spdlog::warn("raft: {}", begun.error().message());
+  obey(std::move(out));
+}
+
+/// Waits while the disk is full. What is staged meanwhile goes with the next attempt.
+Task<DurableLog::Persisted> RaftNode::persist() {
+  for (;;) {
+    const auto work = [log = log_] { return log->persist(); };
+    const auto done = co_await blocking<DurableLog::Persisted>(env_, work);
+    const bool full = !done && done.error() == std::errc::no_space_on_device;
+    if (full != log_stalled_ && running()) {
+      log_stalled_ = full;
+      if (full) {
+        ++counters_.stalls;
+        spdlog::error("node {}: the disk is full: the log waits for room under {}",
+                      options_.raft.self.value(), options_.dir);
+      } else {
+        spdlog::info("node {}: the log goes on", options_.raft.self.value());
+      }
+    }
+    if (!full || !running()) co_return done;
+    (void)co_await env_.sleep_for(kFullRetry);
+  }
+}
+
 // --- Applying ------------------------------------------------------------------------------------
 
 LogIndex RaftNode::ready_to_apply() const {
-  if (installing_) return applied_;
+  if (installing_ || state_stalled_) return applied_;
   const LogIndex commit = options_.apply_uncommitted ? log_->last_index() : commit_;
   return std::max(applied_, std::min(commit, log_->durable_index()));
 }
@@ -223,14 +286,37 @@ void RaftNode::apply_some() {
     applying_ = true;
     const Status done = apply_batch(ready);
     applying_ = false;
-    if (!done) return fail("state machine: " + done.error().message());
+    if (!done && done.error() == std::errc::no_space_on_device &&
+        machine_.applied_index() == applied_) {
+      state_stalled_ = true;
+      ++counters_.stalls;
+      spdlog::error("node {}: the disk is full: the state waits for room under {}",
+                    options_.raft.self.value(), options_.dir);
+      tasks_.spawn("wait for room", wait_for_state_room());
+    } else if (!done) {
+      return fail("state machine: " + done.error().message());
+    }
   }
   if (applied_ < ready_to_apply()) apply_wake_.notify();
-  if (applied_bytes_ > options_.flush_bytes && !flushing_ && !installing_) {
-    flushing_ = true;
-    applied_bytes_ = 0;
-    tasks_.spawn("flush and compact", flush_and_compact());
+  if (applied_bytes_ > options_.flush_bytes) begin_flush();
+}
+
+/// A state that can be flushed can be changed again.
+asio::awaitable<void> RaftNode::wait_for_state_room() {
+  for (;;) {
+    (void)co_await env_.sleep_for(kFullRetry);
+    if (!running()) co_return;
+    const Status done = co_await flush_state();
+    if (!running()) co_return;
+    if (done) break;
+    if (done.error() != std::errc::no_space_on_device) {
+      fail("flush: " + done.error().message());
+      co_return;
+    }
   }
+  state_stalled_ = false;
+  spdlog::info("node {}: the state goes on", options_.raft.self.value());
+  apply_wake_.notify();
 }
 
 asio::awaitable<void> RaftNode::apply_loop() {

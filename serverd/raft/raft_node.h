@@ -6,7 +6,8 @@
 // order, on the executor, as soon as they are committed and durable here.
 //
 // Fail-stop: an error of the log or of the state machine is not survivable (an fsync that failed
-// cannot be repeated); `fatal` is called once and the node does nothing more.
+// cannot be repeated); `fatal` is called once and the node does nothing more. A full disk is no
+// such error: the node stalls, hears and votes, and goes on when there is room.
 //
 // On disk: DIR/log (durable_log.h) and DIR/snapshots (snapshot.h).
 //
@@ -63,6 +64,11 @@ struct RaftNodeOptions {
   std::size_t flush_bytes = std::size_t{64}
                             << 20;         ///< applied since the last flush: flush, then compact
   std::uint64_t trailing_entries = 10000;  ///< kept below the state's durable index, for slow peers
+  std::uint64_t trailing_bytes = 256ULL << 20;  ///< and no more than that
+  /// As DurableLogOptions::make_room; also for the state's flush.
+  std::function<bool()> make_room = {};
+  /// Whether so much more may be written, of what is not needed at once: snapshots of peers.
+  std::function<bool(std::uint64_t bytes)> room_for = {};
   Duration snapshot_idle_max = std::chrono::minutes(10);  ///< a snapshot nobody reads is removed
   Duration fetch_retry = std::chrono::milliseconds(200);  ///< between attempts to read a piece
   Duration mark_after = std::chrono::seconds(1);  ///< without new entries: DurableLog::mark_durable
@@ -97,6 +103,8 @@ class RaftNode final : public ReplicatedLog {
   Task<void> transfer_leadership(NodeId to) override;
   Task<void> change_members(Membership next) override;
   LogStatus status() const override;
+  bool stalled() const override { return log_stalled_ || state_stalled_; }
+  void spare_room(bool spare) override;
 
   struct Counters {
     std::uint64_t persists = 0;
@@ -109,6 +117,8 @@ class RaftNode final : public ReplicatedLog {
     std::uint64_t snapshot_bytes_fetched = 0;
     std::uint64_t snapshot_fetches_failed = 0;
     std::uint64_t peers_forgetful = 0;  ///< times that a peer lacked what it had acknowledged
+    std::uint64_t stalls = 0;           ///< for want of room
+    std::uint64_t slow_disks_left = 0;  ///< times the role was offered to another node for that
   };
   const Counters& counters() const { return counters_; }
 
@@ -130,11 +140,14 @@ class RaftNode final : public ReplicatedLog {
   bool running() const { return core_.has_value() && !stopped_; }
   void fail(std::string why);
   void fail_waiting(std::error_code error);
+  Task<DurableLog::Persisted> persist();
+  void leave_stalled_disk(TimePoint now);
 
   // raft_node.cc: applying.
   LogIndex ready_to_apply() const;
   void apply_some();
   Status apply_batch(LogIndex up_to);
+  boost::asio::awaitable<void> wait_for_state_room();
   void resolve(const LogEntry& entry, std::string result);
 
   // raft_node_calls.cc: what callers wait for.
@@ -147,13 +160,17 @@ class RaftNode final : public ReplicatedLog {
   Task<void> open(std::string* why);
   Task<void> fit_log_to_state(std::string* why);
   boost::asio::awaitable<void> flush_and_compact();
+  Task<void> flush_state();
+  void begin_flush();
   Task<void> do_flush_and_compact();
   LogIndex compaction_limit() const;
+  bool snapshot_is_needed() const;
   void want_snapshot(NodeId peer);
   boost::asio::awaitable<void> make_snapshot();
   Task<void> do_make_snapshot();
   boost::asio::awaitable<void> fetch_snapshot(SnapshotDescriptor snapshot, NodeId from);
   Task<void> fetch_files(SnapshotDescriptor snapshot, NodeId from);
+  Task<void> check_room(const SnapshotDescriptor& snapshot);
   Task<void> fetch_file(std::uint64_t id, SnapshotDescriptor::File file, NodeId from);
   Task<void> install(SnapshotDescriptor snapshot);
   boost::asio::awaitable<void> drop_idle_snapshot();
@@ -175,6 +192,8 @@ class RaftNode final : public ReplicatedLog {
   bool unreported_ = false;  // staged since the core was last told what is durable
   Waiter persist_wake_;
   TimePoint persisted_at_{};
+  std::optional<TimePoint> persisting_since_;
+  TimePoint next_way_out_{};  // for leave_stalled_disk()
   bool marking_ = false;
 
   // Applying.
@@ -185,6 +204,11 @@ class RaftNode final : public ReplicatedLog {
   std::size_t applied_bytes_ = 0;  // since the last flush
   bool flushing_ = false;
   Waiter apply_wake_;
+
+  // Full disks.
+  bool log_stalled_ = false;
+  bool state_stalled_ = false;
+  bool spare_room_ = false;
 
   // Role, as the core has it and as the state machine was told.
   Role role_ = Role::kBackup;

@@ -2,6 +2,7 @@
 // fetched.
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "common/base/assert.h"
@@ -14,6 +15,8 @@ namespace asio = boost::asio;
 namespace {
 
 constexpr Duration kBusyPoll = std::chrono::milliseconds(5);
+constexpr Duration kFlushRetry = std::chrono::seconds(1);
+constexpr Duration kFetcherPatience = std::chrono::minutes(1);
 
 /// No members: a node that waits to be added.
 Result<Membership> decode_or_empty(const std::string& bytes) {
@@ -75,7 +78,8 @@ Task<void> RaftNode::open(std::string* why) {
                                                         : encode_membership(options_.first_members),
                                 .rejoining = options_.rejoining,
                                 .segment_bytes = options_.segment_bytes,
-                                .cache_bytes = options_.log_cache_bytes};
+                                .cache_bytes = options_.log_cache_bytes,
+                                .make_room = options_.make_room};
   auto opened = std::make_shared<Opened>();
   const auto work = [opened, log_options = std::move(log_options), disk = &env_.disk(),
                      snapshots = snapshots_]() -> Status {
@@ -132,15 +136,49 @@ Task<void> RaftNode::fit_log_to_state(std::string* why) {
 
 // --- Flush and compaction ------------------------------------------------------------------------
 
+void RaftNode::begin_flush() {
+  if (flushing_ || installing_ || state_stalled_ || !running()) return;
+  flushing_ = true;
+  applied_bytes_ = 0;
+  tasks_.spawn("flush and compact", flush_and_compact());
+}
+
+/// While the disk is short of room, whoever calls this again and again keeps the log short.
+void RaftNode::spare_room(bool spare) {
+  constexpr std::size_t kWorthwhile = 64 << 10;  // of new records
+  spare_room_ = spare;
+  if (spare && applied_bytes_ > kWorthwhile) begin_flush();
+}
+
 asio::awaitable<void> RaftNode::flush_and_compact() {
   const Status done = co_await do_flush_and_compact();
+  if (!done && done.error() == std::errc::no_space_on_device) {
+    // Nothing is lost but time: the log is longer than it should be.
+    spdlog::warn("node {}: no room to flush the state under {}; it is tried again",
+                 options_.raft.self.value(), options_.dir);
+    (void)co_await env_.sleep_for(kFlushRetry);
+    applied_bytes_ = std::max(applied_bytes_, options_.flush_bytes + 1);
+    flushing_ = false;
+    co_return;
+  }
   flushing_ = false;
   if (!done) fail("flush or compaction: " + done.error().message());
 }
 
+/// ENOSPC only when nothing can be given back any more.
+Task<void> RaftNode::flush_state() {
+  const auto flush = [machine = &machine_, make_room = options_.make_room]() -> Status {
+    Status done = machine->flush();
+    while (!done && done.error() == std::errc::no_space_on_device && make_room && make_room()) {
+      done = machine->flush();
+    }
+    return done;
+  };
+  co_return co_await blocking<void>(env_, flush);
+}
+
 Task<void> RaftNode::do_flush_and_compact() {
-  const auto flush = [machine = &machine_] { return machine->flush(); };
-  FM_CO_CHECK(co_await blocking<void>(env_, flush));
+  FM_CO_CHECK(co_await flush_state());
   ++counters_.flushes;
   const LogIndex up_to = compaction_limit();
   if (!running() || up_to <= log_->base_index()) co_return Status();
@@ -157,12 +195,23 @@ Task<void> RaftNode::do_flush_and_compact() {
 LogIndex RaftNode::compaction_limit() const {
   if (making_snapshot_) return LogIndex();
   const std::uint64_t durable = std::min(machine_.durable_index(), applied_).value();
-  LogIndex limit(durable - std::min(durable, options_.trailing_entries));
-  if (!snapshot_) return limit;
-  for (const auto& [id, progress] : core_->progress()) {
-    if (progress.in_snapshot) limit = std::min(limit, snapshot_->index);
+  LogIndex limit(durable);
+  if (!spare_room_) {
+    limit = LogIndex(durable - std::min(durable, options_.trailing_entries));
+    limit =
+        std::max(limit, std::min(log_->index_keeping(options_.trailing_bytes), LogIndex(durable)));
   }
-  return limit;
+  return snapshot_is_needed() ? std::min(limit, snapshot_->index) : limit;
+}
+
+/// A peer is told to fetch it, and either lives or has asked for a piece lately: one that died in
+/// the middle must not make the log grow for ever.
+bool RaftNode::snapshot_is_needed() const {
+  if (!snapshot_) return false;
+  const bool used = env_.now() - snapshot_used_ < kFetcherPatience;
+  return std::any_of(core_->progress().begin(), core_->progress().end(), [&](const auto& peer) {
+    return peer.second.in_snapshot && (used || peer.second.recently_active);
+  });
 }
 
 // --- Snapshots for peers -------------------------------------------------------------------------
@@ -217,9 +266,7 @@ Task<void> RaftNode::do_make_snapshot() {
 }
 
 asio::awaitable<void> RaftNode::drop_idle_snapshot() {
-  for (const auto& [id, progress] : core_->progress()) {
-    if (progress.in_snapshot) co_return;
-  }
+  if (snapshot_is_needed()) co_return;
   const std::uint64_t id = snapshot_->id;
   snapshot_.reset();
   const auto work = [snapshots = snapshots_, id] { return snapshots->remove(id); };
@@ -269,7 +316,25 @@ Task<void> RaftNode::fetch_files(SnapshotDescriptor snapshot, NodeId from) {
     return snapshots->begin_fetch(snapshot);
   };
   FM_CO_CHECK(co_await blocking<void>(env_, begin));
+  FM_CO_CHECK(co_await check_room(snapshot));
   for (const auto& file : snapshot.files) FM_CO_CHECK(co_await fetch_file(snapshot.id, file, from));
+  // Also for the installation, which has no way back.
+  co_return co_await check_room(snapshot);
+}
+
+/// ENOSPC unless what is still to come of it leaves the log room to go on.
+Task<void> RaftNode::check_room(const SnapshotDescriptor& snapshot) {
+  if (!options_.room_for) co_return Status();
+  const auto look = [snapshots = snapshots_, snapshot]() -> Result<std::uint64_t> {
+    std::uint64_t missing = 0;
+    for (const auto& file : snapshot.files) {
+      FM_TRY(const std::uint64_t there, snapshots->fetched_bytes(snapshot.id, file));
+      missing += file.size_bytes - there;
+    }
+    return missing;
+  };
+  FM_CO_TRY(const std::uint64_t missing, co_await blocking<std::uint64_t>(env_, look));
+  if (!options_.room_for(missing)) co_return std::errc::no_space_on_device;
   co_return Status();
 }
 

@@ -26,13 +26,15 @@ class StateMachine {
   /// Applies committed commands in order and returns each one's result bytes. Deterministic: no
   /// clock, no randomness, no order of a hash map. The applied index moves in the same atomic write
   /// as the effects. No-op and membership entries are not shown; `last` is the index after the
-  /// batch all the same. An error means that the store is damaged or full: the node stops.
+  /// batch all the same. ENOSPC has had no effect: the batch comes again once there is room. Any
+  /// other error means that the store is damaged: the node stops.
   virtual Result<std::vector<std::string>> apply(std::span<const Command> batch, LogIndex last) = 0;
   virtual LogIndex applied_index() const = 0;
   /// What is on stable storage; the log may be compacted up to here and is replayed from here at
   /// start.
   virtual LogIndex durable_index() const = 0;
   /// Makes everything applied so far durable. Blocks: called on the blocking pool, beside apply().
+  /// ENOSPC: nothing is lost, try again once there is room.
   virtual Status flush() = 0;
   /// Writes a consistent copy of the state into the new directory `path` and returns the index it
   /// stands at. Blocks.
@@ -75,6 +77,10 @@ class ReplicatedLog {
   virtual Task<void> transfer_leadership(NodeId to) = 0;
   virtual Task<void> change_members(Membership next) = 0;
   virtual LogStatus status() const = 0;
+  /// This node cannot go on for want of room on its disk; it waits for some.
+  virtual bool stalled() const = 0;
+  /// While true as little as possible is kept on the disk: peers that come later get a snapshot.
+  virtual void spare_room(bool spare) = 0;
 };
 
 }  // namespace fermata::serverd

@@ -168,6 +168,7 @@ struct Cluster {
     o.flush_bytes = flush_bytes;
     o.trailing_entries = trailing;
     o.proposal_bytes_max = 20000;
+    o.room_for = [this](std::uint64_t bytes) { return bytes <= snapshot_room; };
     return o;
   }
   void start(Node& node) {
@@ -234,6 +235,7 @@ struct Cluster {
   std::uint64_t loss_percent = 0;
   std::size_t flush_bytes = 4000;
   std::uint64_t trailing = 20;
+  std::uint64_t snapshot_room = ~std::uint64_t{0};
   std::uint64_t next_command = 0;
   int installs = 0;
   std::uint64_t persists = 0;
@@ -488,6 +490,97 @@ TEST_CASE("RaftNode: a node that missed much gets a snapshot, also in pieces and
   }
 }
 
+TEST_CASE("RaftNode: a snapshot that has no room is not begun, and comes once there is some",
+          "[raft][node]") {
+  const Quiet quiet;
+  Cluster cluster(3);
+  cluster.start_all();
+  REQUIRE(cluster.run_until([&] { return cluster.primary() != nullptr; }, 10s));
+  Node& behind = cluster.node(NodeId(cluster.primary()->id.value() % 3 + 1));
+  cluster.power_cut(behind);
+  for (int round = 0; round < 10; ++round) {
+    for (int i = 0; i < 30; ++i) cluster.propose(*cluster.primary());
+    cluster.scheduler.run_for(100ms);
+  }
+  REQUIRE(cluster.primary()->raft->status().first > LogIndex(20));
+  cluster.snapshot_room = 10;
+  cluster.start(behind);
+  const auto failed = [&] {
+    return cluster.alive(behind) && behind.raft->counters().snapshot_fetches_failed > 1;
+  };
+  REQUIRE(cluster.run_until(failed, 60s));
+  CHECK(behind.raft->counters().snapshot_bytes_fetched == 0);
+  CHECK(cluster.alive(behind));
+  cluster.snapshot_room = ~std::uint64_t{0};
+  REQUIRE(cluster.settle() == "");
+  cluster.kill(behind);
+  CHECK(cluster.installs > 0);
+}
+
+TEST_CASE("RaftNode: a primary whose disk hangs gives the role away", "[raft][node]") {
+  const Quiet quiet;
+  for (std::uint64_t seed = 1; seed <= 5; ++seed) {
+    CAPTURE(seed);
+    Cluster cluster(seed);
+    cluster.start_all();
+    REQUIRE(cluster.run_until([&] { return cluster.primary() != nullptr; }, 10s));
+    Node* old = cluster.primary();
+    for (int i = 0; i < 20; ++i) cluster.propose(*old);
+    cluster.scheduler.run_for(200ms);
+    old->env->slow_down(60s);
+    for (int i = 0; i < 20; ++i) cluster.propose(*old);
+    const auto another = [&] { return cluster.primary() != nullptr && cluster.primary() != old; };
+    REQUIRE(cluster.run_until(another, 10s));
+    const auto before = cluster.oracle.acked.size();
+    const auto goes_on = [&] {
+      if (Node* primary = cluster.primary()) cluster.propose(*primary);
+      cluster.scheduler.run_for(50ms);
+      return cluster.oracle.acked.size() > before + 10;
+    };
+    bool done = false;
+    for (int i = 0; i < 200 && !done; ++i) done = goes_on();
+    CHECK(done);
+    CHECK(cluster.alive(*old));
+    CHECK(cluster.primary() != old);
+    old->env->slow_down(Duration{0});
+    cluster.scheduler.run_for(60s);  // what hangs comes back
+    REQUIRE(cluster.settle() == "");
+  }
+}
+
+TEST_CASE("RaftNode: a peer that died while it fetched a snapshot does not pin the log",
+          "[raft][node]") {
+  const Quiet quiet;
+  Cluster cluster(5);
+  cluster.start_all();
+  REQUIRE(cluster.run_until([&] { return cluster.primary() != nullptr; }, 10s));
+  Node& behind = cluster.node(NodeId(cluster.primary()->id.value() % 3 + 1));
+  const auto write = [&](Duration time) {
+    const TimePoint end = cluster.scheduler.now() + time;
+    while (cluster.scheduler.now() < end) {
+      if (Node* primary = cluster.primary()) cluster.propose(*primary);
+      cluster.scheduler.run_for(50ms);
+    }
+  };
+  cluster.power_cut(behind);
+  write(10s);
+  cluster.start(behind);
+  Node* primary = cluster.primary();
+  REQUIRE(cluster.run_until([&] { return primary->raft->counters().snapshots_made > 0; }, 10s));
+  cluster.power_cut(behind);
+  write(10s);
+  REQUIRE(cluster.primary() == primary);
+  const LogIndex pinned = primary->raft->status().first;
+  write(10s);
+  CHECK(primary->raft->status().first == pinned);  // it may come back
+  write(60s);
+  REQUIRE(cluster.primary() == primary);
+  CHECK(primary->raft->status().first.value() > pinned.value() + 500);
+  REQUIRE(cluster.settle() == "");
+  cluster.kill(behind);
+  CHECK(cluster.installs > 0);
+}
+
 TEST_CASE("RaftNode: nothing acknowledged is lost by crashes, power cuts, bad disks and partitions",
           "[raft][node]") {
   const Quiet quiet;
@@ -547,6 +640,47 @@ TEST_CASE("RaftNode: nothing acknowledged is lost by crashes, power cuts, bad di
   CHECK(acked > 10000);
   CHECK(crashes > 800);
   CHECK(installs > 10);
+}
+
+TEST_CASE("RaftNode: full disks stall nodes and kill none", "[raft][node]") {
+  const Quiet quiet;
+  for (const std::size_t full : {std::size_t{1}, std::size_t{3}}) {
+    for (std::uint64_t seed = 1; seed <= 10; ++seed) {
+      CAPTURE(full, seed);
+      Cluster cluster(seed);
+      cluster.start_all();
+      REQUIRE(cluster.run_until([&] { return cluster.primary() != nullptr; }, 10s));
+      for (int i = 0; i < 20; ++i) cluster.propose(*cluster.primary());
+      cluster.scheduler.run_for(200ms);
+      const auto before = cluster.oracle.acked.size();
+      REQUIRE(before > 10);
+      for (std::size_t i = 0; i < full; ++i) {
+        SimDisk& disk = cluster.nodes[i]->disk;
+        disk.set_capacity(disk.space("/")->total_bytes - disk.space("/")->free_bytes +
+                          cluster.random.below(4000));
+      }
+      const auto stalled = [&] {
+        std::size_t count = 0;
+        for (const auto& node : cluster.nodes) count += node->raft->stalled() ? 1u : 0u;
+        return count;
+      };
+      for (int i = 0; i < 200 && stalled() < full; ++i) {
+        if (Node* primary = cluster.primary()) cluster.propose(*primary);
+        cluster.scheduler.run_for(50ms);
+      }
+      REQUIRE(stalled() == full);
+      cluster.scheduler.run_for(2s);
+      for (const auto& node : cluster.nodes) REQUIRE(cluster.alive(*node));
+      // The others hear from their primary, and need no election, unless it is the full one that
+      // cannot apply any more.
+      CHECK(cluster.primary() != nullptr);
+      for (const auto& node : cluster.nodes) node->disk.set_capacity(1 << 30);
+      REQUIRE(cluster.run_until([&] { return stalled() == 0; }, 10s));
+      REQUIRE(cluster.settle() == "");
+      CHECK(cluster.oracle.acked.size() > before);
+      for (const auto& node : cluster.nodes) REQUIRE(cluster.alive(*node));
+    }
+  }
 }
 
 TEST_CASE("RaftNode: a state that does not fit to the log is refused", "[raft][node]") {
