@@ -69,13 +69,28 @@ Health judge(const ClusterView& view) {
     if (status.chunks_corrupt != 0)
       health.raise(1, name + " found " + std::to_string(status.chunks_corrupt) +
                           " corrupt chunks since its start");
-    if (status.disk_total_bytes != 0 &&
-        status.disk_free_bytes < status.disk_total_bytes / kFreePartWarn)
+    if (status.disk_full)
+      health.raise(1, name + "'s disk is full: it takes nothing new (" +
+                          human_bytes(status.disk_free_bytes) + " left)");
+    else if (status.disk_total_bytes != 0 &&
+             status.disk_free_bytes < status.disk_total_bytes / kFreePartWarn)
       health.raise(
           1, name + "'s disk is nearly full: " + human_bytes(status.disk_free_bytes) + " left");
   }
   if (clusters.size() > 1) health.raise(2, "the addresses belong to different clusters");
   return health;
+}
+
+std::uint64_t counter(const NodeStatus& status, const char* name) {
+  const auto it = status.counters.find(name);
+  return it == status.counters.end() ? 0 : it->second;
+}
+
+/// Since the node's start: connections closed for bytes that are not the protocol's, messages of
+/// the log that could not be read or came under a wrong name.
+std::uint64_t malformed(const NodeStatus& status) {
+  return counter(status, "net_malformed") + counter(status, "malformed_raft_messages") +
+         counter(status, "misdirected_raft_messages");
 }
 
 json::object to_json(const ClusterView::Node& node, const ClusterView::Node* primary) {
@@ -104,6 +119,9 @@ json::object to_json(const ClusterView::Node& node, const ClusterView::Node* pri
   out["inodes"] = s.inode_count;
   out["disk_total_bytes"] = s.disk_total_bytes;
   out["disk_free_bytes"] = s.disk_free_bytes;
+  out["disk_full"] = s.disk_full;
+  out["malformed"] = malformed(s);
+  out["refused"] = counter(s, "net_refused");
   out["uptime_ms"] = s.uptime_ms;
   out["program"] = s.version;
   json::object counters;
@@ -185,7 +203,7 @@ int status(const std::vector<std::string>& servers, bool as_json, bool with_dige
   for (const std::string& reason : health.reasons) std::printf("  %s\n", reason.c_str());
   if (health.level == 3) std::printf("  no node answers at any of the given addresses\n");
   Table table({"NODE", "ADDRESS", "ROLE", "TERM", "APPLIED", "LAG", "CHUNKS", "SIZE", "FREE",
-               "SESSIONS", "DIGEST"});
+               "SESSIONS", "MALFORMED", "REFUSED", "DIGEST"});
   for (const auto& node : view.nodes) {
     if (!node.status) {
       table.add({"-", node.address, "unreachable"});
@@ -200,6 +218,7 @@ int status(const std::vector<std::string>& servers, bool as_json, bool with_dige
                std::to_string(commit > s.applied.value() ? commit - s.applied.value() : 0),
                std::to_string(s.chunk_count), human_bytes(s.chunk_bytes),
                human_bytes(s.disk_free_bytes), std::to_string(s.session_count),
+               std::to_string(malformed(s)), std::to_string(counter(s, "net_refused")),
                sum == sums.end() ? "-" : sum->second.digest.substr(0, 12)});
   }
   std::printf("%s", table.text().c_str());

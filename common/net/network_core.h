@@ -37,24 +37,6 @@ struct NetworkOptions {
   std::uint32_t (*body_size_max)(std::uint16_t method) = nullptr;
 };
 
-/// Counts since the start of the Network.
-struct NetworkStats {
-  std::uint64_t accepted = 0;       ///< connections taken from the listening sockets
-  std::uint64_t connected = 0;      ///< connections that connect() opened
-  std::uint64_t refused = 0;        ///< closed before they were open: limits, hello, handler's no
-  std::uint64_t malformed = 0;      ///< connections closed for bytes that are not the protocol's
-  std::uint64_t dead = 0;           ///< connections closed for silence
-  std::uint64_t accept_errors = 0;  ///< EMFILE and the like; the listener goes on
-  std::uint64_t bytes_in = 0;
-  std::uint64_t bytes_out = 0;
-  std::uint64_t frames_in = 0;
-  std::uint64_t frames_out = 0;
-  std::uint64_t writes = 0;         ///< system calls' worth: frames_out / writes are gathered
-  std::uint64_t calls = 0;          ///< call()s made here
-  std::uint64_t requests = 0;       ///< requests and one-way messages that arrived
-  std::uint64_t sends_dropped = 0;  ///< send()s dropped for a full queue
-};
-
 /// Calls a function at a time; re-armed as often as needed. Destroying it disarms it.
 class Timer {
  public:

@@ -77,6 +77,24 @@ class Listener {
   virtual const std::string& address() const = 0;  ///< HOST:PORT, with the real port
 };
 
+/// Counts since the start of the Network.
+struct NetworkStats {
+  std::uint64_t accepted = 0;       ///< connections taken from the listening sockets
+  std::uint64_t connected = 0;      ///< connections that connect() opened
+  std::uint64_t refused = 0;        ///< closed before they were open: limits, hello, handler's no
+  std::uint64_t malformed = 0;      ///< connections closed for bytes that are not the protocol's
+  std::uint64_t dead = 0;           ///< connections closed for silence
+  std::uint64_t accept_errors = 0;  ///< EMFILE and the like; the listener goes on
+  std::uint64_t bytes_in = 0;
+  std::uint64_t bytes_out = 0;
+  std::uint64_t frames_in = 0;
+  std::uint64_t frames_out = 0;
+  std::uint64_t writes = 0;         ///< system calls' worth: frames_out / writes are gathered
+  std::uint64_t calls = 0;          ///< call()s made here
+  std::uint64_t requests = 0;       ///< requests and one-way messages that arrived
+  std::uint64_t sends_dropped = 0;  ///< send()s dropped for a full queue
+};
+
 class Network {
  public:
   virtual ~Network() = default;
@@ -88,6 +106,7 @@ class Network {
   /// `hello` is what this end answers. EADDRINUSE and the like.
   virtual Result<std::unique_ptr<Listener>> listen(const std::string& address, Hello hello,
                                                    Handler& handler) = 0;
+  virtual const NetworkStats& stats() const = 0;
 };
 
 }  // namespace fermata

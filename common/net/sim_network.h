@@ -73,7 +73,6 @@ struct SimNetworkStats {
 class SimNetwork : public Network {
  public:
   virtual boost::asio::awaitable<void> stop() = 0;
-  virtual const NetworkStats& stats() const = 0;
 };
 
 class SimFabric {

@@ -42,7 +42,7 @@ class TcpNetwork final : public Network {
                                            Handler& handler) override;
   /// Closes everything and resumes when no handler of this network runs any more.
   boost::asio::awaitable<void> stop();
-  const NetworkStats& stats() const;
+  const NetworkStats& stats() const override;
 
  private:
   std::shared_ptr<NetworkCore> core_;

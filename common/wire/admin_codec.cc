@@ -14,6 +14,7 @@ std::string encode(const ChunkRequest& value) {
   id.setAlgorithm(value.id.algorithm);
   id.setDigest(blob(value.id.digest.data(), value.id.digest.size()));
   writer.root().setSizeBytes(value.size_bytes);
+  writer.root().setAsOf(value.as_of.value());
   return writer.finish();
 }
 template <>
@@ -27,6 +28,7 @@ Result<ChunkRequest> decode<ChunkRequest>(std::string_view bytes) {
           return Errc::kBadMessage;
         std::memcpy(value.id.digest.data(), digest.begin(), digest.size());
         value.size_bytes = in.getSizeBytes();
+        value.as_of = LogIndex(in.getAsOf());
         return value;
       });
 }
@@ -34,6 +36,7 @@ Result<ChunkRequest> decode<ChunkRequest>(std::string_view bytes) {
 std::string encode(const ChunkList& value) {
   wire::Writer<schema::ChunkList> writer;
   writer.root().setIds(blob(wire::pack_chunk_ids(value.ids)));
+  writer.root().setAsOf(value.as_of.value());
   return writer.finish();
 }
 template <>
@@ -42,6 +45,7 @@ Result<ChunkList> decode<ChunkList>(std::string_view bytes) {
       as_bytes(bytes), [](schema::ChunkList::Reader in) -> Result<ChunkList> {
         ChunkList value;
         FM_TRY(value.ids, wire::unpack_chunk_ids(in.getIds(), wire::kChunkIdsMax));
+        value.as_of = LogIndex(in.getAsOf());
         return value;
       });
 }
@@ -131,6 +135,7 @@ std::string encode(const NodeStatus& value) {
   out.setInodeCount(value.inode_count);
   out.setDiskTotalBytes(value.disk_total_bytes);
   out.setDiskFreeBytes(value.disk_free_bytes);
+  out.setDiskFull(value.disk_full);
   out.setUptimeMs(value.uptime_ms);
   auto counters = out.initCounters(static_cast<unsigned>(value.counters.size()));
   unsigned i = 0;
@@ -170,6 +175,7 @@ Result<NodeStatus> decode<NodeStatus>(std::string_view bytes) {
     value.inode_count = in.getInodeCount();
     value.disk_total_bytes = in.getDiskTotalBytes();
     value.disk_free_bytes = in.getDiskFreeBytes();
+    value.disk_full = in.getDiskFull();
     value.uptime_ms = in.getUptimeMs();
     for (const auto counter : in.getCounters()) {
       FM_TRY(std::string name, wire::read_text(counter.getName(), 200));

@@ -431,9 +431,11 @@ struct WaitLockReply {
 struct ChunkRequest {
   ChunkId id;
   std::uint32_t size_bytes = 0;  ///< of the payload sent
+  LogIndex as_of{};              ///< of a primary: what it has applied (ChunkFetcher::vouch)
 };
 struct ChunkList {
   std::vector<ChunkId> ids;  ///< at most 1,000
+  LogIndex as_of{};          ///< of a primary: what it has applied
 };
 struct ChunkFlags {
   std::vector<bool> flags;  ///< as asked
@@ -480,6 +482,7 @@ struct NodeStatus {
   std::uint64_t inode_count = 0;
   std::uint64_t disk_total_bytes = 0;
   std::uint64_t disk_free_bytes = 0;
+  bool disk_full = false;  ///< takes nothing new
   std::uint64_t uptime_ms = 0;
   std::map<std::string, std::uint64_t>
       counters;  ///< RPCs by method, malformed frames, callbacks, ...

@@ -44,6 +44,8 @@ const char* to_string(Method method) {
       return "replicate_chunk";
     case Method::kHasChunks:
       return "has_chunks";
+    case Method::kOfferChunks:
+      return "offer_chunks";
     case Method::kRaft:
       return "raft";
     case Method::kReadSnapshot:

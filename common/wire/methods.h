@@ -32,6 +32,7 @@ enum class Method : std::uint16_t {
   kGetChunk = 32,     ///< anyone to any node: ChunkRequest -> payload
   kReplicateChunk = 33,  ///< node to node: ChunkRequest, stored here on return
   kHasChunks = 34,       ///< node to node: ChunkList -> ChunkFlags
+  kOfferChunks = 35,     ///< node to primary: ChunkList, stored there and named by nothing
   // Node to node: the log.
   kRaft = 40,          ///< one way: a RaftMessage
   kReadSnapshot = 41,  ///< ReadSnapshotRequest -> payload

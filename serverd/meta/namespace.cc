@@ -126,11 +126,13 @@ void Namespace::tell_chunks(const std::vector<Txn::ChunkEvent>& events) {
   std::vector<ChunkId> run;
   for (std::size_t i = 0; i < events.size(); ++i) {  // runs of one kind, in order
     run.push_back(events[i].id);
-    if (i + 1 < events.size() && events[i + 1].referenced == events[i].referenced) continue;
+    const bool more = i + 1 < events.size() && events[i + 1].referenced == events[i].referenced &&
+                      events[i + 1].index == events[i].index;
+    if (more) continue;
     if (events[i].referenced) {
       listener_->on_chunks_referenced(run);
     } else {
-      listener_->on_chunks_dropped(run);
+      listener_->on_chunks_dropped(run, events[i].index);
     }
     run.clear();
   }

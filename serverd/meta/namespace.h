@@ -42,8 +42,8 @@ class NamespaceListener {
   /// Records came to name these chunks. One that was dropped later in the log may come up in a
   /// replay.
   virtual void on_chunks_referenced(std::span<const ChunkId>) {}
-  /// Nothing refers to these and the log says that their files go.
-  virtual void on_chunks_dropped(std::span<const ChunkId>) {}
+  /// Nothing refers to these and the log said at `index` that their files go.
+  virtual void on_chunks_dropped(std::span<const ChunkId>, LogIndex /*index*/) {}
   virtual void on_sessions_ended(std::span<const SessionId>) {}
   /// digest_work() has something to run.
   virtual void on_digest_ordered(LogIndex) {}

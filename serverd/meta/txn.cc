@@ -196,7 +196,7 @@ Status Txn::reference(const ChunkId& id) {
       erase(Family::kGarbage, key);
       --state_.garbage;
     }
-    events_.push_back({true, id});
+    events_.push_back({true, id, index_});
   }
   put(Family::kChunkRefs, key, encode_number(count + 1));
   return {};

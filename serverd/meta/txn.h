@@ -24,6 +24,7 @@ class Txn {
   struct ChunkEvent {
     bool referenced = false;  ///< else dropped
     ChunkId id;
+    LogIndex index;
   };
 
   Txn(const KvReader& store, const StateRecord& state) : store_(store), state_(state) {}
@@ -59,7 +60,7 @@ class Txn {
   Status reference(const ChunkId& id);
   /// The last one makes it garbage.
   Status unreference(const ChunkId& id);
-  void note_dropped(const ChunkId& id) { events_.push_back({false, id}); }
+  void note_dropped(const ChunkId& id) { events_.push_back({false, id, index_}); }
 
   // ---- raw
   Result<std::optional<std::string>> get(Family family, std::string_view key);

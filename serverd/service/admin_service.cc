@@ -60,9 +60,16 @@ NodeStatus AdminService::status() const {
   if (auto sessions = node_.ns->sessions()) status.session_count = sessions->size();
   status.disk_total_bytes = node_.space->own().total_bytes;
   status.disk_free_bytes = node_.space->own().free_bytes;
+  status.disk_full = !node_.space->has_room_here();
   status.uptime_ms = static_cast<std::uint64_t>((node_.env.now() - node_.started) / 1ms);
   status.counters = node_.counters;
   if (log.rejoining) status.counters["rejoining"] = 1;
+  const NetworkStats& net = node_.network.stats();
+  status.counters["net_accepted"] = net.accepted;
+  status.counters["net_accept_errors"] = net.accept_errors;
+  status.counters["net_dead"] = net.dead;
+  status.counters["net_malformed"] = net.malformed;
+  status.counters["net_refused"] = net.refused;
   status.counters["conflicts"] = counters.conflicts;
   status.counters["garbage_chunks"] = counters.garbage;
   if (node_.serving) status.counters["leases"] = node_.leases.lease_count();

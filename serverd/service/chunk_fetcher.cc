@@ -5,7 +5,9 @@
 
 #include "common/wire/message_codec.h"
 #include "serverd/chunk/chunk_store.h"
+#include "serverd/service/chunk_durability.h"
 #include "serverd/service/peers.h"
+#include "serverd/service/space_guard.h"
 
 namespace fermata::serverd {
 
@@ -20,11 +22,13 @@ constexpr Duration kFetchTimeout = 10s;
 constexpr std::size_t kCompareBatch = 512;
 constexpr Duration kBetweenBatches = 1ms;
 constexpr std::size_t kDeletesPerTick = 64;
+constexpr Duration kSweepIntervalLow = 3s;
+constexpr std::size_t kOfferMax = 500;
 /// Announcements beyond this are dropped for a comparison of everything.
 constexpr std::size_t kAnnouncedMax = 1 << 20;
 }  // namespace
 
-ChunkFetcher::ChunkFetcher(NodeContext& node) : node_(node) {}
+ChunkFetcher::ChunkFetcher(NodeContext& node) : node_(node), deletions_(node.env.executor()) {}
 
 void ChunkFetcher::on_referenced(std::span<const ChunkId> ids) {
   if (announced_.size() + ids.size() > kAnnouncedMax) {
@@ -35,14 +39,14 @@ void ChunkFetcher::on_referenced(std::span<const ChunkId> ids) {
   announced_.insert(announced_.end(), ids.begin(), ids.end());
 }
 
-void ChunkFetcher::on_dropped(std::span<const ChunkId> ids) {
-  // What was vouched for before this start is forgotten, and may be about to be named.
-  const TimePoint when =
-      std::max(node_.env.now() + node_.config.chunk_drop_delay, node_.started + vouched_for());
+void ChunkFetcher::on_dropped(std::span<const ChunkId> ids, LogIndex index) {
+  const TimePoint now = node_.env.now();
   for (const ChunkId& id : ids) {
-    to_delete_[id] = when;
     if (const auto it = missing_.find(id); it != missing_.end() && !it->second.busy)
       missing_.erase(it);
+    if (now - node_.started < node_.config.chunk_start_grace) continue;  // offered again later
+    const auto vouched = vouched_.find(id);
+    if (vouched == vouched_.end() || vouched->second < index) to_delete_[id] = {index, now};
   }
 }
 
@@ -55,16 +59,37 @@ void ChunkFetcher::repair(ChunkId id) {
   missing_[id].damaged = true;
 }
 
-void ChunkFetcher::vouch(ChunkId id) { vouched_[id] = node_.env.now() + vouched_for(); }
+bool ChunkFetcher::vouch(ChunkId id, LogIndex as_of) {
+  if (const auto doomed = to_delete_.find(id); doomed != to_delete_.end()) {
+    if (doomed->second.ordered > as_of) return false;
+    to_delete_.erase(doomed);
+  }
+  if (as_of > node_.ns->applied_index()) {
+    LogIndex& newest = vouched_[id];
+    newest = std::max(newest, as_of);
+  }
+  unnamed_.erase(id);
+  return !deleting_.contains(id);
+}
 
-Duration ChunkFetcher::vouched_for() const { return 3 * node_.config.chunk_pin; }
+asio::awaitable<void> ChunkFetcher::deleted(ChunkId id) {
+  while (deleting_.contains(id)) {
+    if (const std::error_code stop = co_await deletions_.wait(); stop) co_return;
+  }
+}
 
 asio::awaitable<void> ChunkFetcher::run() {
   while (!node_.stopping) {
     if (std::exchange(compare_wanted_, false)) co_await compare();
     look_for_new();
-    start_fetches();
+    if (node_.space->has_room_here()) start_fetches();
     co_await delete_due();
+    // Asked each time: room may become scarce at any.
+    const Duration interval = node_.space->low_here() ? kSweepIntervalLow : node_.config.chunk_pin;
+    if (!sweeping_ && node_.env.now() - swept_ >= interval) {
+      sweeping_ = true;
+      node_.tasks.spawn("sweep chunks", sweep());
+    }
     if (const std::error_code stop = co_await node_.env.sleep_for(kTick); stop) co_return;
   }
 }
@@ -73,7 +98,7 @@ void ChunkFetcher::look_for_new() {
   const auto ids = std::exchange(announced_, {});
   const auto here = node_.chunks->has(ids);
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    if (here[i]) continue;
+    if (here[i] && !deleting_.contains(ids[i])) continue;
     auto references = node_.ns->chunk_references(ids[i]);
     if (references && *references != 0) expect(ids[i]);
   }
@@ -123,6 +148,7 @@ asio::awaitable<void> ChunkFetcher::fetch_one(ChunkId id) {
   auto references = node_.ns->chunk_references(id);
   const bool wanted = !references || *references != 0;
   if (wanted) {
+    co_await deleted(id);
     here = !missing_[id].damaged && node_.chunks->has(std::span(&id, 1))[0];
     if (!here) {
       auto bytes = co_await fetch(id);
@@ -161,6 +187,7 @@ Task<Buffer> ChunkFetcher::fetch(ChunkId id) {
       continue;
     }
     Buffer bytes = std::move(answer->payload);
+    co_await deleted(id);
     auto stored = co_await node_.chunks->put(id, bytes);
     if (!stored) {
       error = stored.error();
@@ -178,15 +205,15 @@ Task<Buffer> ChunkFetcher::fetch(ChunkId id) {
 }
 
 asio::awaitable<void> ChunkFetcher::delete_due() {
-  const TimePoint now = node_.env.now();
-  if (now >= next_sweep_) {
-    std::erase_if(vouched_, [&](const auto& entry) { return entry.second <= now; });
-    next_sweep_ = now + 1min;
-  }
+  const LogIndex applied = node_.ns->applied_index();
+  std::erase_if(vouched_, [&](const auto& entry) { return entry.second <= applied; });
+  const Duration delay =
+      node_.space->low_here() ? node_.config.chunk_drop_delay_low : node_.config.chunk_drop_delay;
+  const TimePoint before = node_.env.now() - delay;
   std::vector<ChunkId> due;
-  for (const auto& [id, when] : to_delete_) {
+  for (const auto& [id, doomed] : to_delete_) {
     if (due.size() >= kDeletesPerTick) break;
-    if (when <= now && !vouched_.contains(id)) due.push_back(id);
+    if (doomed.since <= before) due.push_back(id);
   }
   if (due.empty()) co_return;
   // Only one who knows the newest state may judge: a commit may be about to name it again.
@@ -199,12 +226,56 @@ asio::awaitable<void> ChunkFetcher::delete_due() {
     if (*references == 0) unused.push_back(id);
     to_delete_.erase(id);
   }
-  // Since the look at what is vouched for there was no await, and from remove() on the store denies
-  // them: nobody was told, or will be, that one is here which then is not.
-  const std::size_t count = unused.size();
-  if (auto removed = co_await node_.chunks->remove(std::move(unused)); removed) {
-    node_.count("chunks_deleted", count);
+  if (unused.empty()) co_return;
+  deleting_.insert(unused.begin(), unused.end());
+  const std::vector<ChunkId> ids = unused;
+  const auto removed = co_await node_.chunks->remove(std::move(unused));
+  for (const ChunkId& id : ids) deleting_.erase(id);
+  deletions_.notify_all();
+  if (removed) node_.count("chunks_deleted", ids.size());
+}
+
+/// Finds what is stored here and named by nothing, and offers what has been so for long: a commit
+/// may still come.
+asio::awaitable<void> ChunkFetcher::sweep() {
+  const bool low = node_.space->low_here();
+  const Duration age = low ? node_.config.chunk_pin_low : 3 * node_.config.chunk_pin;
+  const std::vector<ChunkId> all = node_.chunks->list();
+  std::map<ChunkId, TimePoint> unnamed;
+  std::vector<ChunkId> old;
+  for (std::size_t i = 0; i < all.size() && !node_.stopping; ++i) {
+    if (i % kCompareBatch == kCompareBatch - 1) {
+      if (const std::error_code stop = co_await node_.env.sleep_for(kBetweenBatches); stop)
+        co_return;  // others want to run, too
+    }
+    const ChunkId& id = all[i];
+    const auto references = node_.ns->chunk_references(id);
+    if (!references) break;
+    if (*references != 0 || to_delete_.contains(id) || deleting_.contains(id)) continue;
+    const auto known = unnamed_.find(id);
+    const TimePoint since = known == unnamed_.end() ? node_.env.now() : known->second;
+    unnamed.emplace(id, since);
+    if (node_.env.now() - since >= age && old.size() < kOfferMax) old.push_back(id);
   }
+  unnamed_ = std::move(unnamed);
+  if (!old.empty()) co_await offer(std::move(old));
+  swept_ = node_.env.now();
+  sweeping_ = false;
+}
+
+asio::awaitable<void> ChunkFetcher::offer(std::vector<ChunkId> ids) {
+  if (node_.serving) {
+    node_.durability->offer(ids);
+    co_return;
+  }
+  const NodeId primary = node_.log->status().primary;
+  if (!primary || primary == node_.config.self) co_return;
+  ChunkList list;
+  list.ids = std::move(ids);
+  Request request;
+  request.method = static_cast<std::uint16_t>(Method::kOfferChunks);
+  request.body = encode(list);
+  (void)co_await node_.peers->call(primary, Peers::Lane::kBulk, std::move(request), kFetchTimeout);
 }
 
 }  // namespace fermata::serverd

@@ -29,7 +29,8 @@ asio::awaitable<Response> ChunkService::put(Request request) {
   auto message = with_payload(request);
   if (!message) co_return failed(message.error());
   if (!node_.serving) co_return not_primary(node_);
-  if (!node_.space->has_room()) co_return failed(from_errno(ENOSPC));
+  if (const auto room = node_.space->room(); !room) co_return failed(room.error());
+  const SpaceGuard::Admission admission(*node_.space, request.payload.size());
   auto stored = co_await node_.durability->put(message->id, std::move(request.payload));
   if (!stored) co_return failed(stored.error());
   co_return ok();
@@ -78,21 +79,40 @@ asio::awaitable<Response> ChunkService::replicate(Request request) {
   auto message = with_payload(request);
   if (!message) co_return failed(message.error());
   if (!node_.space->has_room_here()) co_return failed(from_errno(ENOSPC));
-  node_.fetcher->vouch(message->id);
+  if (!node_.fetcher->vouch(message->id, message->as_of)) {
+    co_await node_.fetcher->deleted(message->id);
+    // Still not: the sender does not know yet that it is to go.
+    if (!node_.fetcher->vouch(message->id, message->as_of)) co_return failed(Errc::kRetry);
+  }
+  const SpaceGuard::Admission admission(*node_.space, request.payload.size());
   auto stored = co_await node_.chunks->put(message->id, std::move(request.payload));
-  if (!stored) co_return failed(stored.error());
+  if (!stored) {
+    if (stored.error() == std::errc::no_space_on_device) node_.space->note_no_space();
+    co_return failed(stored.error());
+  }
   co_return ok();
 }
 
 Response ChunkService::has(const Request& request) {
   auto message = decode<ChunkList>(request.body);
   if (!message) return failed(message.error());
-  for (const ChunkId& id : message->ids) node_.fetcher->vouch(id);
   ChunkFlags reply;
   reply.flags = node_.chunks->has(message->ids);
+  for (std::size_t i = 0; i < message->ids.size(); ++i) {
+    reply.flags[i] = reply.flags[i] && node_.fetcher->vouch(message->ids[i], message->as_of);
+  }
   Response response;
   response.body = encode(reply);
   return response;
+}
+
+Response ChunkService::offer(const Connection& from, const Request& request) {
+  if (from.peer().kind != Hello::Kind::kNode) return failed(std::errc::operation_not_permitted);
+  auto message = decode<ChunkList>(request.body);
+  if (!message) return failed(message.error());
+  if (!node_.serving) return not_primary(node_);
+  node_.durability->offer(message->ids);
+  return ok();
 }
 
 }  // namespace fermata::serverd

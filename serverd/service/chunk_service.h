@@ -1,5 +1,5 @@
 // The chunk requests: from clients to the primary (put, query), from anyone (get), and between
-// nodes (replicate, has). Thread-safety: the node's executor.
+// nodes (replicate, has, offer). Thread-safety: the node's executor.
 #pragma once
 
 #include "serverd/service/node_context.h"
@@ -15,6 +15,7 @@ class ChunkService {
   boost::asio::awaitable<Response> get(std::shared_ptr<Connection> from, Request request);
   boost::asio::awaitable<Response> replicate(Request request);
   Response has(const Request& request);
+  Response offer(const Connection& from, const Request& request);
 
  private:
   NodeContext& node_;

@@ -18,6 +18,7 @@ constexpr std::size_t kChunksPerDrop = 500;
 constexpr int kCommandsPerRound = 50;
 constexpr Duration kBetweenCommands = 20ms;
 constexpr std::size_t kSamplesMax = 4096;
+constexpr Duration kLowInterval = 1s;                         // between rounds while room is scarce
 constexpr std::uint64_t kTimesMagic = 0x3153'454d'4954'4d46;  // "FMTIMES1"
 }  // namespace
 
@@ -28,9 +29,12 @@ asio::awaitable<void> HistoryKeeper::run() {
     if (node_.serving) co_await prune();
     if (node_.serving) co_await drop_chunks();
     node_.durability->sweep();
-    if (const std::error_code stop = co_await node_.env.sleep_for(node_.config.prune_interval);
-        stop)
-      co_return;
+    const TimePoint next = node_.env.now() + node_.config.prune_interval;
+    while (node_.env.now() < next && !node_.stopping) {
+      const Duration tick = std::min<Duration>(kLowInterval, next - node_.env.now());
+      if (const std::error_code stop = co_await node_.env.sleep_for(tick); stop) co_return;
+      if (node_.space->low()) break;
+    }
   }
 }
 
@@ -53,7 +57,8 @@ asio::awaitable<void> HistoryKeeper::load() {
 
 asio::awaitable<void> HistoryKeeper::sample() {
   const Sample now{node_.ns->applied_index(), node_.env.clock().wall_ns()};
-  const auto spacing = std::max<Duration>(node_.config.history_retention_full / 4, 1s);
+  const auto spacing =
+      node_.space->low() ? 1s : std::max<Duration>(node_.config.history_retention_low / 4, 1s);
   if (!samples_.empty() && (samples_.back().index >= now.index ||
                             now.wall_ns - samples_.back().wall_ns < spacing.count())) {
     co_return;
@@ -88,10 +93,20 @@ LogIndex HistoryKeeper::applied_before(Duration age) const {
   return found;
 }
 
+Duration HistoryKeeper::retention() {
+  if (!node_.space->low()) {
+    low_retention_ = node_.config.history_retention_low;
+    return node_.config.history_retention;
+  }
+  const Duration now = std::min(low_retention_, node_.config.history_retention);
+  low_retention_ = now > 1s ? now / 4 : Duration::zero();
+  return now;
+}
+
 asio::awaitable<void> HistoryKeeper::prune() {
-  const bool full = !node_.space->has_room();
+  const Duration age = retention();
   const LogIndex up_to =
-      applied_before(full ? node_.config.history_retention_full : node_.config.history_retention);
+      age == Duration::zero() ? node_.ns->applied_index().prev() : applied_before(age);
   if (up_to <= node_.ns->history_start()) co_return;
   for (int i = 0; i < kCommandsPerRound && node_.serving; ++i) {
     PruneHistoryCommand command;
@@ -107,13 +122,16 @@ asio::awaitable<void> HistoryKeeper::prune() {
 }
 
 asio::awaitable<void> HistoryKeeper::drop_chunks() {
-  // What an older primary's clients have pinned this one cannot know: their pins run out first.
-  if (node_.env.now() - serving_since_ < node_.config.chunk_pin) co_return;
+  // What an older primary's clients have put they need not put again: it waits for them.
+  const bool early = node_.env.now() - serving_since_ < node_.config.chunk_pin;
+  if (early && !node_.space->low()) co_return;
   for (int i = 0; i < kCommandsPerRound && node_.serving; ++i) {
     auto garbage = node_.ns->garbage(node_.ns->applied_index().next(), kChunksPerDrop);
     if (!garbage) co_return;
     const bool more = garbage->size() == kChunksPerDrop;
-    std::erase_if(*garbage, [&](const ChunkId& id) { return node_.durability->is_pinned(id); });
+    std::erase_if(*garbage, [&](const ChunkId& id) { return node_.durability->is_protected(id); });
+    const auto offered = node_.durability->take_offered(kChunksPerDrop - garbage->size());
+    garbage->insert(garbage->end(), offered.begin(), offered.end());
     if (garbage->empty()) co_return;
     const std::vector<ChunkId> ids = *garbage;
     DropChunksCommand command;

@@ -16,6 +16,7 @@ using namespace std::chrono_literals;
 
 namespace {
 constexpr int kAttemptsMax = 100;
+constexpr std::uint64_t kRecordBytes = 2048;  // of a mutation, about, without its payload
 
 CommandResult refused(std::error_code error) {
   CommandResult result;
@@ -120,18 +121,30 @@ Task<CommandResult> MutateService::execute(std::shared_ptr<Flight> flight) {
     if (!node_.locks->is_turn_of(flight->request.session, *lock))
       co_return refused(std::make_error_code(std::errc::resource_unavailable_try_again));
   }
-  if (takes_room(op) && !node_.space->has_room()) co_return refused(from_errno(ENOSPC));
+  const bool wants_room = takes_room(op);
+  if (const auto room = wants_room ? node_.space->room() : node_.space->room_to_free(); !room) {
+    if (room.error() != std::errc::no_space_on_device) co_return room.error();
+    node_.count("mutations_without_room");
+    co_return refused(room.error());
+  }
+  // Once in the log, once in the state, and what surrounds it.
+  const std::uint64_t bytes = wants_room ? 2 * flight->payload.size() + kRecordBytes : 0;
+  const SpaceGuard::Admission admission(*node_.space, bytes);
   auto chunks = chunks_of(op, flight->payload.view());
   if (!chunks) co_return chunks.error();
-  if (!chunks->empty()) {
-    // Pinned against garbage collection from here on, for longer than a command takes.
-    if (auto durable = co_await node_.durability->require(std::move(*chunks)); !durable) {
-      co_return durable.error();
-    }
-  }
+  // Safe from garbage collection until the command is applied, or surely never will be.
+  const ChunkDurability::Use use(*node_.durability, *chunks);
   Result<CommandResult> result = Errc::kRetry;
+  Term durable_in;
   for (int i = 0; i < kAttemptsMax; ++i) {
-    result = co_await attempt(flight);
+    FM_CO_CHECK(co_await readable(node_));
+    if (!chunks->empty() && durable_in != node_.term) {
+      durable_in = node_.term;
+      if (auto durable = co_await node_.durability->require(*chunks); !durable) {
+        co_return durable.error();
+      }
+    }
+    result = co_await attempt(flight, chunks->empty() ? node_.term : durable_in);
     const bool again =
         result ? result->error == to_wire(Errc::kRetry) : result.error() == Errc::kRetry;
     if (!again || co_await cancelled()) break;
@@ -140,10 +153,11 @@ Task<CommandResult> MutateService::execute(std::shared_ptr<Flight> flight) {
   co_return result;
 }
 
-Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight) {
+/// In `term`, in which the chunks are durable.
+Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term term) {
   const MutationRequest& request = flight->request;
   FM_CO_CHECK(co_await readable(node_));
-  const Term term = node_.term;
+  if (!node_.serves(term)) co_return Errc::kRetry;
   auto plan = plan_mutation(*node_.ns, request.session, request.op);
   if (!plan) co_return refused(plan.error());
   if (plan->found) {

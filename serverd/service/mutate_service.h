@@ -42,7 +42,7 @@ class MutateService {
   boost::asio::awaitable<void> run(std::shared_ptr<Flight> flight);
   Task<CommandResult> execute(std::shared_ptr<Flight> flight);
   /// One attempt: plan, callbacks, command. kRetry: the state moved, once more.
-  Task<CommandResult> attempt(std::shared_ptr<Flight> flight);
+  Task<CommandResult> attempt(std::shared_ptr<Flight> flight, Term term);
 
   NodeContext& node_;
   std::map<Key, std::shared_ptr<Flight>> flights_;

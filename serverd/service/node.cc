@@ -68,7 +68,9 @@ struct Node::Impl final : NamespaceListener {
 
   // ---- NamespaceListener
   void on_chunks_referenced(std::span<const ChunkId> ids) override { fetcher.on_referenced(ids); }
-  void on_chunks_dropped(std::span<const ChunkId> ids) override { fetcher.on_dropped(ids); }
+  void on_chunks_dropped(std::span<const ChunkId> ids, LogIndex index) override {
+    fetcher.on_dropped(ids, index);
+  }
   void on_sessions_ended(std::span<const SessionId> ids) override {
     sessions.on_sessions_ended(ids);
     locks.on_sessions_ended(ids);
@@ -165,6 +167,7 @@ void Node::Impl::serve(Term term) {
   node.serving = true;
   node.count("terms_served");
   history.on_serving();
+  durability.on_serving();
   node.tasks.spawn("session expiry", sessions.expire(term));
   node.serving_changed.notify_all();
   spdlog::info("node {}: primary of term {}, {} sessions", node.config.self.value(), term.value(),
@@ -211,18 +214,26 @@ Task<void> Node::Impl::open() {
 
   const std::string meta = config.data_dir + "/meta";
   why = "cannot open the metadata store in " + meta;
+  struct Opened {
+    std::shared_ptr<KvStore> store;
+    std::uint64_t disk_bytes = 0;
+  };
   StoreFactory factory = make_store;
   const ClusterId cluster = config.cluster;
   // Closures have names: as a temporary of a coroutine g++ 12 would destroy one twice.
-  const auto open_store = [disk, factory, meta, cluster]() -> Result<std::shared_ptr<KvStore>> {
+  const auto open_store = [disk, factory, meta, cluster,
+                           dir = config.data_dir]() -> Result<Opened> {
     FM_CHECK(make_durable_dirs(*disk, meta));
+    FM_CHECK(SpaceGuard::make_room_to_start(*disk, dir));
+    FM_TRY(const DiskSpace room, disk->space(dir));
     FM_TRY(auto made, factory(meta));
     FM_CHECK(made->bind_cluster(cluster));
-    return std::shared_ptr<KvStore>(std::move(made));
+    return Opened{std::move(made), room.total_bytes};
   };
-  auto opened = co_await blocking<std::shared_ptr<KvStore>>(node.env, open_store);
+  auto opened = co_await blocking<Opened>(node.env, open_store);
   if (!opened) co_return opened.error();
-  store = std::move(*opened);
+  store = std::move(opened->store);
+  const std::uint64_t disk_bytes = opened->disk_bytes;
   FM_CO_TRY(ns, Namespace::open(*store, this));
   node.ns = ns.get();
   if (const ClusterId bound = ns->counters().cluster; bound && bound != cluster) {
@@ -247,9 +258,15 @@ Task<void> Node::Impl::open() {
   options.dir = config.data_dir;
   options.first_members.members = config.first_members;
   options.rejoining = config.rejoining;
-  options.segment_bytes = config.log_segment_bytes;
-  options.flush_bytes = config.log_flush_bytes;
+  // On a small disk the log takes a small part.
+  options.segment_bytes = std::min(
+      config.log_segment_bytes,
+      static_cast<std::uint32_t>(std::clamp<std::uint64_t>(disk_bytes / 64, 1 << 20, 1 << 30)));
+  options.flush_bytes = std::min<std::uint64_t>(config.log_flush_bytes, disk_bytes / 32);
   options.trailing_entries = config.log_trailing_entries;
+  options.trailing_bytes = std::min(config.log_trailing_bytes, disk_bytes / 16);
+  options.make_room = space.room_maker();
+  options.room_for = [this](std::uint64_t bytes) { return space.has_room_for(bytes); };
   options.apply_bytes_max = config.log_apply_bytes_max;
   options.raft.mutation = config.testing.raft_mutation;
   options.apply_uncommitted = config.testing.apply_uncommitted;
@@ -321,6 +338,7 @@ const std::string& Node::address() const {
 
 NodeStatus Node::status() const {
   NodeStatus status = impl_->admin.status();
+  if (impl_->raft) status.counters["stalls"] = impl_->raft->counters().stalls;
   for (std::size_t i = 0; i < kMethodsMax; ++i) {
     if (impl_->calls[i] == 0) continue;
     status.counters[std::string("rpc_") + to_string(static_cast<Method>(i))] = impl_->calls[i];
@@ -395,6 +413,8 @@ asio::awaitable<Response> Node::Impl::dispatch(std::shared_ptr<Connection> from,
       co_return co_await chunk_requests.replicate(std::move(request));
     case Method::kHasChunks:
       co_return chunk_requests.has(request);
+    case Method::kOfferChunks:
+      co_return chunk_requests.offer(*from, request);
     case Method::kRaft:
       co_return transport.receive(*from, request);
     case Method::kReadSnapshot:

@@ -52,18 +52,24 @@ struct NodeConfig {
 
   Duration chunk_pin = std::chrono::minutes(10);  ///< put or queried, not yet committed
   Duration chunk_drop_delay = std::chrono::minutes(1);
+  Duration chunk_pin_low = std::chrono::seconds(10);  ///< the same while room is scarce
+  Duration chunk_drop_delay_low = std::chrono::seconds(1);
+  /// Deletions ordered so soon after the start are put off: what this node said before it stopped
+  /// is forgotten, and somebody may count on it.
+  Duration chunk_start_grace = std::chrono::seconds(30);
   std::size_t fetch_parallel = 4;
   Duration history_retention = std::chrono::hours(24);
-  Duration history_retention_full = std::chrono::minutes(10);  ///< while space is short
+  Duration history_retention_low = std::chrono::minutes(10);  ///< while room is scarce; then less
   Duration prune_interval = std::chrono::seconds(30);
-  Duration space_interval = std::chrono::seconds(2);
-  std::uint64_t space_reserve_bytes = 64ULL << 20;  ///< or 1% of the disk, if that is less
+  Duration space_interval = std::chrono::milliseconds(500);
+  std::uint64_t space_reserve_bytes = 64ULL << 20;  ///< or an eighth of the disk, if that is less
   std::uint64_t reserve_file_bytes = 0;             ///< 0: none
 
   // The log; small in simulations, so that little load brings compaction and snapshots about.
   std::uint32_t log_segment_bytes = 16U << 20;
   std::size_t log_flush_bytes = std::size_t{64} << 20;  ///< applied between flushes of the state
   std::uint64_t log_trailing_entries = 10000;           ///< kept below that for slow peers
+  std::uint64_t log_trailing_bytes = 256ULL << 20;      ///< and no more than that
   std::size_t log_apply_bytes_max = std::size_t{1} << 20;
 
   /// For tests only, and set by nothing else: watching what is applied, and breaking rules on

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <boost/json.hpp>
 #include <catch2/catch_test_macros.hpp>
 
 #include "test/integration/cluster/files.h"
@@ -97,9 +98,25 @@ TEST_CASE("faults: garbage on the RPC port closes that connection and harms nobo
     (void)run("(" + send + ") > /dev/tcp/127.0.0.1/" + port + " || true", std::chrono::seconds(20));
     write_file(cluster.mnt() + "/f" + std::to_string(i), "y");
   }
-  const RunResult status = cluster.fermata("status --json --no-digest " + cluster.servers());
-  CAPTURE(status.out);
-  CHECK(status.exit_code == 0);
+  // Each of them was counted, by the node that it came to alone. One that ends before it has said
+  // enough to be judged is refused.
+  const auto counted = [&](std::size_t node) {
+    const RunResult status = cluster.fermata("status --json --no-digest " + cluster.servers());
+    CAPTURE(status.out);
+    REQUIRE(status.exit_code == 0);
+    const auto document = boost::json::parse(status.out);
+    const auto& line = document.as_object().at("nodes").as_array().at(node).as_object();
+    CHECK(line.at("counters").as_object().at("net_malformed") == line.at("malformed"));
+    return std::pair(line.at("malformed").to_number<int>(), line.at("refused").to_number<int>());
+  };
+  CHECK(eventually([&] { return counted(0).first + counted(0).second >= 30; }));
+  CHECK(counted(0).first >= 20);
+  CHECK(counted(1).first == 0);
+  const RunResult text = cluster.fermata("status " + cluster.servers());
+  CAPTURE(text.out);
+  CHECK(text.exit_code == 0);
+  CHECK(text.out.starts_with("HEALTH_OK"));
+  CHECK(text.out.find("MALFORMED") != std::string::npos);
 }
 
 }  // namespace

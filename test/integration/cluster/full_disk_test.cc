@@ -148,5 +148,118 @@ TEST_CASE("faults: a writer that the kernel lets past the daemon meets a full ca
   CHECK(read_file(mnt + "/after") == random_bytes(20 * kMiB, 3));
 }
 
+/// Shell commands at a mount that must end by themselves, whatever becomes of them.
+RunResult at(const std::string& mnt, const std::string& command) {
+  RunResult result = run("cd " + mnt + "; " + command, std::chrono::seconds(60));
+  if (result.exit_code == 137) throw std::runtime_error("hangs: " + command + "\n" + result.out);
+  return result;
+}
+
+bool says_no_space(const RunResult& result) {
+  return result.exit_code != 0 && result.out.find("No space left on device") != std::string::npos &&
+         result.out.find("Input/output error") == std::string::npos;
+}
+
+std::string status_of(MiniCluster& cluster) {
+  return cluster.fermata("status --no-digest " + cluster.servers()).out;
+}
+
+TEST_CASE("faults: all nodes' disks full: ENOSPC, reads and elections go on, removing frees room",
+          "[faults]") {
+  FM_NEEDS_MOUNTS();
+  const bool small_files = GENERATE(false, true);  // large ones are chunks, small ones metadata
+  CAPTURE(small_files);
+  MiniCluster cluster({3, true, {}, {"96m", "96m", "96m"}});
+  const std::string mnt = cluster.mnt();
+  const std::string size = small_files ? "60000" : "3000000";
+  const auto write = [&](const std::string& name) {
+    return at(mnt, "head -c " + size + " /dev/urandom > " + name);
+  };
+  REQUIRE(at(mnt, "mkdir d; echo kept > d/small").exit_code == 0);
+  int written = 0;
+  RunResult full;
+  for (; written < 5000; ++written) {
+    full = write("f" + std::to_string(written));
+    if (full.exit_code != 0) break;
+  }
+  // What a failed close left here nobody else has: it goes, so that both mounts see the same.
+  REQUIRE(at(mnt, "rm -f f" + std::to_string(written)).exit_code == 0);
+  CAPTURE(full.out, written);
+  REQUIRE(written > 0);
+  CHECK(says_no_space(full));
+  CHECK(written * std::stoi(size) > 40 * static_cast<int>(kMiB));
+  // Not once, but for as long as it is so.
+  for (int i = 0; i < 5; ++i) {
+    CHECK(says_no_space(write("more")));
+    CHECK(says_no_space(at(mnt, "mkdir more.d")));
+    CHECK(at(mnt, "mv d/small d/moved && mv d/moved d/small").exit_code == 0);
+  }
+  for (int node = 1; node <= 3; ++node) CHECK(cluster.runs(node));
+  const std::string status = status_of(cluster);
+  CAPTURE(status);
+  CHECK(status.starts_with("HEALTH_WARN"));
+  CHECK(status.find("disk is full") != std::string::npos);
+
+  // Reads, on a new mount too; another primary; the old one comes back on its full disk.
+  REQUIRE(at(mnt, "rm -f more").exit_code == 0);
+  const std::string sums = at(mnt, "find . -type f -size +0 | sort | xargs sha256sum").out;
+  const int before = cluster.kill_primary();
+  CHECK(cluster.primary() != before);
+  const std::string other = cluster.mount_another();
+  CHECK(at(other, "find . -type f -size +0 | sort | xargs sha256sum").out == sums);
+  cluster.restart_node(before);
+  CHECK(cluster.digests_equal());
+  CHECK(says_no_space(write("more")));
+
+  // Half of it goes: what is written then fits again.
+  REQUIRE(at(other, "ls | grep '^f.*[02468]$' | xargs rm -f; rm -rf more*").exit_code == 0);
+  RunResult again;
+  CHECK(eventually(
+      [&] {
+        again = write("again");
+        return again.exit_code == 0;
+      },
+      std::chrono::seconds(60)));
+  CAPTURE(again.out);
+  int refilled = 0;
+  for (; refilled < written / 4; ++refilled)
+    if (write("g" + std::to_string(refilled)).exit_code != 0) break;
+  CHECK(refilled == written / 4);
+  CHECK(at(other, "cat d/small").out == "kept\n");
+  for (int node = 1; node <= 3; ++node) CHECK(cluster.runs(node));
+  CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("faults: one node's disk full: the others go on, status says why", "[faults]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster({3, true, {}, {"96m", "96m", "96m"}});
+  const std::string mnt = cluster.mnt();
+  REQUIRE(at(mnt, "echo kept > small").exit_code == 0);
+  // By something else on that disk, to the last byte; the primary's is the hardest.
+  const int node = GENERATE(0, 1) == 0 ? cluster.primary() : cluster.primary() % 3 + 1;
+  const std::string filler = cluster.dir() + "/node" + std::to_string(node) + "/filler";
+  CHECK(run("head -c 200M /dev/zero > " + filler).exit_code != 0);
+  for (int i = 0; i < 10; ++i) {
+    const RunResult written = at(mnt, "head -c 2000000 /dev/urandom > f" + std::to_string(i) +
+                                          "; echo x > s" + std::to_string(i));
+    CAPTURE(written.out);
+    CHECK(written.exit_code == 0);
+  }
+  CHECK(cluster.runs(node));
+  const auto warns = [&] {
+    const std::string status = status_of(cluster);
+    return status.starts_with("HEALTH_WARN") &&
+           status.find("node " + std::to_string(node) + "'s disk is full") != std::string::npos;
+  };
+  CHECK(eventually(warns));
+  REQUIRE(run("rm " + filler).exit_code == 0);
+  CHECK(eventually([&] { return status_of(cluster).starts_with("HEALTH_OK"); }));
+  CHECK(cluster.digests_equal());
+  // It has again what it could not take: the others may fail now.
+  cluster.kill_node(node % 3 + 1);
+  const std::string other = cluster.mount_another();
+  CHECK(at(other, "cat f* | wc -c").out == "20000000\n");
+}
+
 }  // namespace
 }  // namespace fermata::test

@@ -57,6 +57,7 @@ Character draw_character(SeededRandom& random) {
   c.apply_bytes_max = pick(std::size_t{1}, std::size_t{2000}, std::size_t{1} << 20);
   c.attempt_timeout = pick(Duration(250ms), Duration(1s));
   c.history_retention = random.chance(1, 3) ? Duration(3s) : Duration(24h);
+  c.full_disks = often();
   return c;
 }
 
@@ -271,7 +272,7 @@ struct CountName {
   std::uint64_t ClusterSimCounts::*value;
 };
 using C = ClusterSimCounts;
-constexpr std::array<CountName, 39> kCounts{{
+constexpr std::array<CountName, 43> kCounts{{
     {"runs", &C::runs},
     {"steps", &C::steps},
     {"virtual_ms", &C::virtual_ms},
@@ -280,6 +281,7 @@ constexpr std::array<CountName, 39> kCounts{{
     {"power_cuts_of_all", &C::power_cuts_of_all},
     {"torn_tails", &C::torn_tails},
     {"disk_faults", &C::disk_faults},
+    {"full_disks", &C::full_disks},
     {"nodes_stopped", &C::nodes_stopped},
     {"corruptions", &C::corruptions},
     {"partitions", &C::partitions},
@@ -301,6 +303,9 @@ constexpr std::array<CountName, 39> kCounts{{
     {"read_barriers", &C::read_barriers},
     {"chunks_found_corrupt", &C::chunks_found_corrupt},
     {"chunks_fetched", &C::chunks_fetched},
+    {"chunks_deleted", &C::chunks_deleted},
+    {"without_room", &C::without_room},
+    {"stalls", &C::stalls},
     {"orphans", &C::orphans},
     {"operations", &C::operations},
     {"mutations", &C::mutations},

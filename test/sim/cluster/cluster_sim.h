@@ -49,6 +49,7 @@ struct ClusterSimCounts {
   std::uint64_t power_cuts_of_all = 0;
   std::uint64_t torn_tails = 0;     ///< files of which a power cut left a part
   std::uint64_t disk_faults = 0;    ///< syncs and writes that failed, or cut the power
+  std::uint64_t full_disks = 0;     ///< disks that took no more, or little, for a while
   std::uint64_t nodes_stopped = 0;  ///< by their own decision, after a fault of their disk
   std::uint64_t corruptions = 0;    ///< of a chunk on one node's disk
   std::uint64_t partitions = 0;
@@ -71,6 +72,9 @@ struct ClusterSimCounts {
   std::uint64_t read_barriers = 0;
   std::uint64_t chunks_found_corrupt = 0;
   std::uint64_t chunks_fetched = 0;  ///< by a node from its peers: missing or damaged
+  std::uint64_t chunks_deleted = 0;  ///< from nodes' disks
+  std::uint64_t without_room = 0;    ///< mutations refused with ENOSPC
+  std::uint64_t stalls = 0;          ///< nodes that waited for room
   std::uint64_t orphans = 0;         ///< inodes kept for those who had them open
   // The load.
   std::uint64_t operations = 0;    ///< of clients

@@ -37,6 +37,7 @@ void Nemesis::strike() {
   if (c.power_cuts) faults.emplace_back([this] { crash(any_server(), SimServer::End::kPower); });
   if (c.total_power_cuts) faults.emplace_back([this] { cut_all_power(); });
   if (c.disk_faults) faults.emplace_back([this] { fault_disk(); });
+  if (c.full_disks) faults.emplace_back([this] { fill_disks(); });
   if (c.corruption) {
     faults.emplace_back([this] {
       // One node's only, so that a good copy remains.
@@ -82,6 +83,20 @@ void Nemesis::fault_disk() {
   SimServer& server = any_server();
   if (!server.up()) return;
   server.arm(kFaults[world_.random.below(std::size(kFaults))], world_.random.below(30));
+}
+
+/// One disk, or all, has little room left for a while, or none.
+void Nemesis::fill_disks() {
+  world_.oracle.allow_no_space();
+  const bool all = world_.random.chance(1, 2);
+  SimServer& chosen = any_server();
+  for (const auto& server : servers_) {
+    if (!all && server.get() != &chosen) continue;
+    ++world_.counts.full_disks;
+    server->leave_free(world_.random.chance(1, 3) ? 0 : world_.random.below(60'000));
+    SimServer* victim = server.get();
+    world_.scheduler.after(world_.between(300ms, 4s), [victim] { victim->leave_free({}); });
+  }
 }
 
 void Nemesis::partition() {
@@ -243,6 +258,7 @@ void Nemesis::heal() {
   for (const auto& server : servers_) {
     if (server->up() && server->disk().is_off()) server->crash(SimServer::End::kPower);
     server->disk().fail_at(~std::uint64_t{0}, SimDisk::Fault::kEio);
+    server->leave_free({});
     server->start();
   }
 }

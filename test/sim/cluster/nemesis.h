@@ -26,6 +26,7 @@ class Nemesis {
   void crash(SimServer& server, SimServer::End end);
   void cut_all_power();
   void fault_disk();
+  void fill_disks();
   void partition();
   void depose();
   void delay_to(const std::string& victim, Duration delay);

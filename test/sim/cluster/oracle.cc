@@ -594,6 +594,7 @@ bool Oracle::end_mutation(std::uint64_t id, const Result<MutationReply>& answer)
         what + " is in the log with another outcome than its client was told: " + error.message());
   }
   if (error == Errc::kMissingChunk) return true;
+  if (error == std::errc::no_space_on_device && may_lack_space_) return true;
   // A refusal is a read of the state that refuses.
   std::vector<LogIndex> points;
   for (LogIndex i = op.floor; i <= applied_; i = i.next()) points.push_back(i);

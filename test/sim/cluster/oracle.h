@@ -88,6 +88,8 @@ class Oracle {
   /// For traces.
   std::string describe(std::uint64_t id) const;
   bool is_newest(InodeId inode, Version version) const;
+  /// From now on a disk may be full: an operation may be refused for want of room.
+  void allow_no_space() { may_lack_space_ = true; }
   /// As committed; null if it never was.
   const serverd::Content* content_of(Version version) const;
 
@@ -175,6 +177,7 @@ class Oracle {
   std::map<Version, serverd::Content> contents_;
   std::set<InodeId> unlinked_;
   Counts counts_;
+  bool may_lack_space_ = false;
 };
 
 }  // namespace fermata::test

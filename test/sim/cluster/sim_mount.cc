@@ -294,7 +294,8 @@ Task<void> SimMount::read(std::shared_ptr<Open> file) {
     if (bytes) continue;  // its hash was checked
     if (bytes.error() == Errc::kCorruptChunk &&
         (world_.oracle.is_newest(file->inode, file->version) ||
-         world_.character.history_retention > std::chrono::hours(1))) {
+         (world_.character.history_retention > std::chrono::hours(1) &&
+          !world_.character.full_disks))) {  // which end history early
       world_.oracle.fail(name_ + ": a chunk of inode " + std::to_string(file->inode.value()) +
                          " version " + std::to_string(file->version.value()) +
                          " is lost: no node has a good copy (D1)");

@@ -148,6 +148,9 @@ void SimServer::start() {
   config.prune_interval = 2s;
   config.chunk_pin = 20s;
   config.chunk_drop_delay = 3s;
+  config.chunk_pin_low = 1s;
+  config.chunk_drop_delay_low = 100ms;
+  config.chunk_start_grace = 2s;
   config.log_segment_bytes = character.segment_bytes;
   config.log_flush_bytes = character.flush_bytes;
   config.log_trailing_entries = character.trailing_entries;
@@ -195,7 +198,11 @@ asio::awaitable<void> SimServer::boot(std::uint64_t life) {
 void SimServer::on_fatal(std::uint64_t life, const std::string& reason) {
   if (life != life_) return;
   world_.note(host_of(id_), "stops: " + reason);
-  if (!faulty_ && !disk_.is_off()) {
+  // What a full disk may end: a start, and the installation of a snapshot, which has no way back.
+  const bool for_room =
+      reason.find("No space") != std::string::npos &&
+      (reason.find("start") != std::string::npos || reason.find("snapshot") != std::string::npos);
+  if (!faulty_ && !disk_.is_off() && !for_room) {
     world_.oracle.fail("node " + std::to_string(id_.value()) +
                        " stopped without a fault: " + reason);
     return;
@@ -236,6 +243,15 @@ void SimServer::arm(SimDisk::Fault fault, std::uint64_t operations_ahead) {
   disk_.on_power_off([this, life = life_] { on_fatal(life, "its power fails"); });
 }
 
+void SimServer::leave_free(std::optional<std::uint64_t> bytes) {
+  disk_.set_capacity(~std::uint64_t{0});
+  if (!bytes) return;
+  const auto space = disk_.space(kDataDir);
+  if (!space) return;  // its power is off
+  disk_.set_capacity(space->total_bytes - space->free_bytes + *bytes);
+  world_.note(host_of(id_), "has " + std::to_string(*bytes) + " bytes left on its disk");
+}
+
 bool SimServer::corrupt_chunk() {
   std::vector<std::string> files;
   const std::string root = std::string(kDataDir) + "/chunks";
@@ -268,6 +284,9 @@ void SimServer::harvest() {
   counts.duplicates += count("duplicates_applied") + count("duplicates_in_flight");
   counts.read_barriers += count("read_barriers");
   counts.chunks_fetched += count("chunks_fetched");
+  counts.chunks_deleted += count("chunks_deleted");
+  counts.without_room += count("mutations_without_room");
+  counts.stalls += count("stalls");
   counts.chunks_found_corrupt += status.chunks_corrupt;
 }
 

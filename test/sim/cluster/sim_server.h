@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "serverd/service/node.h"
@@ -27,6 +28,8 @@ class SimServer {
   serverd::Node& node() { return *node_; }
   /// One of the next operations of the disk will meet this fault.
   void arm(SimDisk::Fault fault, std::uint64_t operations_ahead);
+  /// Its disk takes so many bytes more; none: as many as it likes.
+  void leave_free(std::optional<std::uint64_t> bytes);
   /// Damages one stored chunk. False: there is none.
   bool corrupt_chunk();
   /// Adds what the node counted to the world's counts.

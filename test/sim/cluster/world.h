@@ -28,7 +28,7 @@ struct Character {
   SimLinkFaults links;
   bool crashes = false, power_cuts = false, total_power_cuts = false, disk_faults = false;
   bool corruption = false, partitions = false, clogs = false, resets = false;
-  bool client_crashes = false, client_partitions = false;
+  bool client_crashes = false, client_partitions = false, full_disks = false;
   bool chunks = false;  ///< files of several chunks
   bool soft = false;    ///< client 0 is a soft mount
   std::uint32_t segment_bytes = 0;

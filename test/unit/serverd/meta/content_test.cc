@@ -13,7 +13,7 @@ struct Heard final : NamespaceListener {
   void on_chunks_referenced(std::span<const ChunkId> ids) override {
     referenced.insert(referenced.end(), ids.begin(), ids.end());
   }
-  void on_chunks_dropped(std::span<const ChunkId> ids) override {
+  void on_chunks_dropped(std::span<const ChunkId> ids, LogIndex) override {
     dropped.insert(dropped.end(), ids.begin(), ids.end());
   }
   std::vector<ChunkId> referenced, dropped;
