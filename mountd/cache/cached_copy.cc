@@ -90,6 +90,19 @@ CopyMeta CachedCopy::meta_locked() const {
 
 void CachedCopy::note_use() { last_use_ns_.store(wall_ns(), std::memory_order_relaxed); }
 
+std::string CachedCopy::path_hint() const {
+  const MutexLock lock(mutex_);
+  return path_hint_;
+}
+
+Status CachedCopy::save_if_stale() {
+  {
+    const MutexLock lock(mutex_);
+    if (!save_stale_ || !complete() || dropped_) return {};
+  }
+  return save_meta(posix::Durability::kNone);
+}
+
 void CachedCopy::set_path_hint(std::string path) {
   const MutexLock lock(mutex_);
   save_stale_ = save_stale_ || path_hint_ != path;

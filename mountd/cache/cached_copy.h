@@ -163,7 +163,11 @@ class CachedCopy {
   Status arm_access_time();
   /// Used until now; counts for eviction after CacheStore::touch().
   void note_use();
+  /// What people call it: the path when that was last known.
+  std::string path_hint() const;
   void set_path_hint(std::string path);
+  /// Blocking. Writes the sidecar if it is behind what is known here.
+  Status save_if_stale();
   void set_mode(std::uint32_t mode);
 
  private:

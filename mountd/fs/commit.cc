@@ -16,6 +16,13 @@ namespace fermata::mountd {
 namespace asio = boost::asio;
 namespace {
 constexpr auto kAnswerOk = [](StatusReply& to) { to.ok(); };
+
+/// For people: the path if that is known.
+std::string name_of(const CachedCopy& copy) {
+  const std::string path = copy.path_hint();
+  const std::string inode = "inode " + std::to_string(copy.inode().value());
+  return path.empty() ? inode : path + " (" + inode + ")";
+}
 }  // namespace
 
 // True without I/O on the disk only: a tracked copy knows.
@@ -176,6 +183,7 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
     FM_CO_CHECK(co_await set_aside(at, file, copy, "its lock was lost with the session"));
     co_return from_errno(ESTALE);
   }
+  input.path_hint = copy->path_hint();
   if (look.modified) {
     auto outcome = co_await commit_copy(*at.env, *at.client, input);
     if (!outcome) co_return co_await refused(at, file, copy, outcome.error());
@@ -228,8 +236,8 @@ void FileSystem::after_commit(const FilePtr& file, const MutationReply& reply,
 
 Task<void> FileSystem::set_aside(LoopContext& at, FilePtr file, CachePin copy, const char* why) {
   count("set aside as a conflict");
-  spdlog::warn("inode {}: local changes on version {} are kept as a conflict in {} ({})",
-               copy->inode().value(), copy->base().value(), copy->data_path(), why);
+  spdlog::warn("{}: local changes on version {} are kept as a conflict in {} ({})", name_of(*copy),
+               copy->base().value(), copy->data_path(), why);
   static_cast<void>(file);
   const auto job = [copy] { return copy->mark_conflict(); };
   co_return co_await blocking<void>(*at.env, job);
@@ -264,7 +272,7 @@ Task<void> FileSystem::refused(LoopContext& at, FilePtr file, CachePin copy,
     co_return from_errno(ESTALE);
   }
   count("failed");
-  spdlog::error("inode {}: commit failed, the changes stay in the cache: {}", file->inode.value(),
+  spdlog::error("{}: commit failed, the changes stay in the cache: {}", name_of(*copy),
                 error.message());
   co_return error;
 }
@@ -281,7 +289,12 @@ void FileSystem::commit_all(Duration timeout, std::function<void(std::size_t)> d
 asio::awaitable<void> FileSystem::commit_files(LoopContext& at, Duration timeout,
                                                std::function<void(std::size_t)> done) {
   const TimePoint deadline = at.env->now() + timeout;
-  std::vector<std::shared_ptr<Signal>> waiters;
+  const auto left = [&] { return std::max<Duration>(deadline - at.env->now(), Duration{0}); };
+  struct Commit {
+    FilePtr file;
+    std::shared_ptr<Signal> waiter;
+  };
+  std::vector<Commit> commits;
   std::vector<std::unique_ptr<Hold>> holds;
   for (const auto& file : table_.held_files()) {
     {
@@ -290,20 +303,34 @@ asio::awaitable<void> FileSystem::commit_files(LoopContext& at, Duration timeout
     }
     file->holds.fetch_add(1);
     holds.push_back(std::make_unique<Hold>(this, file));
-    waiters.push_back(start_commit(at, {}, file));
+    commits.push_back({file, start_commit(at, {}, file)});
   }
   std::size_t failed = 0;
-  for (const auto& waiter : waiters) {
-    const auto left = std::max<Duration>(deadline - at.env->now(), Duration{0});
-    const auto result = co_await waiter->wait_for(left);
-    if (!result || *result) ++failed;
+  std::vector<std::shared_ptr<Signal>> settled;
+  for (const auto& [file, waiter] : commits) {
+    const auto result = co_await waiter->wait_for(left());
+    if (!result || *result) {
+      ++failed;
+    } else if (file->writers.load() == 0) {
+      settled.push_back(std::make_shared<Signal>(at.env->executor()));
+      file->holds.fetch_add(1);
+      background(at, "close writer", settle_closed(at, file, settled.back()));
+    }
   }
+  for (const auto& each : settled) (void)co_await each->wait_for(left());
   holds.clear();
   const auto told = std::make_shared<Signal>(at.env->executor());
   background(at, "note reads", send_reads_now(at, told));
   const auto left = std::max<Duration>(deadline - at.env->now(), Duration{0});
   (void)co_await told->wait_for(left);
   done(failed);
+}
+
+// What was dirty although nobody had it open is clean now, and may be evicted. Owns one hold.
+asio::awaitable<void> FileSystem::settle_closed(LoopContext& at, FilePtr file,
+                                                std::shared_ptr<Signal> done) {
+  co_await close_writer(at, file);
+  done->set({});
 }
 
 void FileSystem::start_recovery() {
@@ -323,7 +350,7 @@ asio::awaitable<void> FileSystem::recover_one(LoopContext& at, CachePin copy) {
   const Credentials nobody;
   const auto answer = co_await at.client->getattr(nobody, copy->inode());
   if (!answer && !means_gone(answer.error())) {
-    spdlog::warn("inode {}: left-over changes stay in the cache: {}", copy->inode().value(),
+    spdlog::warn("{}: changes left by an earlier run stay in the cache: {}", name_of(*copy),
                  answer.error().message());
     co_return;
   }
@@ -355,7 +382,7 @@ asio::awaitable<void> FileSystem::recover_one(LoopContext& at, CachePin copy) {
   const auto done = co_await commit(at, nobody, file, 0);
   if (!done) co_return;
   count("recovered");
-  spdlog::info("inode {}: changes left by an earlier run are committed", file->inode.value());
+  spdlog::info("{}: changes left by an earlier run are committed", name_of(*copy));
   file->holds.fetch_add(1);
   background(at, "close writer", close_writer(at, file));
 }

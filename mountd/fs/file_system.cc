@@ -89,6 +89,19 @@ FileSystem::Summary FileSystem::summary() {
   return out;
 }
 
+std::vector<CacheListing> FileSystem::cached_files() {
+  auto files = store_->list();
+  for (auto& file : files) {
+    std::string path = table_.path_of(file.inode);
+    // What was known when the copy was made beats a part of it.
+    if (path.empty() || (path.starts_with(".../") && !file.path_hint.empty())) continue;
+    if (path == file.path_hint) continue;
+    file.path_hint = path;
+    store_->rename(file.inode, path);
+  }
+  return files;
+}
+
 // ----------------------------------------------------------------------------------- timeouts
 
 Timeout FileSystem::lease_left() const {

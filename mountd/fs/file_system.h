@@ -60,7 +60,6 @@ struct FsOptions {
   std::chrono::nanoseconds entry_timeout = std::chrono::hours(1);  ///< at most; the lease bounds it
   std::uint64_t stream_min_bytes = 16ULL << 20;  ///< larger files are opened while they stream in
   std::size_t idle_files_max = 4096;             ///< unused files that keep their copy attached
-  std::uint64_t idle_bytes_max = 2ULL << 30;     ///< and their content, together
 };
 
 class FileSystem final : public Operations, public SessionKeeper::Events {
@@ -90,6 +89,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     std::map<std::string, std::uint64_t> commits;  ///< what became of them
   };
   Summary summary();
+  /// The copies in the cache, each with its path as far as that is known now.
+  std::vector<CacheListing> cached_files();
 
   // --- SessionKeeper::Events (callbacks.cc)
   // --------------------------------------------------------
@@ -246,6 +247,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   void apply_removed(const MutationReply& reply, InodeId expected);
   /// The inode has no name left and is not open here: nobody can want its copies.
   void discard_copies(InodeId inode);
+  /// The inode has another name: its copies are told, on disk too if they hold work.
+  awaitable<void> note_moved(LoopContext& at, InodeId inode);
   void release_orphan(InodeId inode);
   awaitable<void> do_release_orphan(LoopContext& at, InodeId inode);
 
@@ -395,6 +398,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   bool surely_clean(const Handle& open);
   awaitable<void> commit_files(LoopContext& at, Duration timeout,
                                std::function<void(std::size_t)> done);
+  awaitable<void> settle_closed(LoopContext& at, FilePtr file, std::shared_ptr<Signal> done);
   awaitable<void> recover(LoopContext& at);
   awaitable<void> recover_one(LoopContext& at, CachePin copy);
   void count(const char* what);

@@ -99,7 +99,6 @@ std::string Mountd::open_session() {
   fs.passthrough = options_.passthrough;
   fs.attr_timeout = options_.attr_timeout;
   fs.entry_timeout = options_.entry_timeout;
-  fs.idle_bytes_max = options_.cache_size_bytes / 4;
   fs_ = std::make_unique<FileSystem>(std::move(contexts), session_, fs);
   Loop& first = parts_.front();
   keeper_ =
@@ -236,7 +235,7 @@ void Mountd::stop_clients() {
 
 std::string Mountd::list_cache() {
   json::array files;
-  for (const auto& copy : store_->list()) {
+  for (const auto& copy : fs_->cached_files()) {
     files.push_back(json::object{{"inode", copy.inode.value()},
                                  {"version", copy.base.value()},
                                  {"path", copy.path_hint},

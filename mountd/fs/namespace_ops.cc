@@ -32,6 +32,25 @@ void FileSystem::apply_removed(const MutationReply& reply, InodeId expected) {
   if (orphan && !file_in_use(reply.removed->inode)) discard_copies(reply.removed->inode);
 }
 
+asio::awaitable<void> FileSystem::note_moved(LoopContext& at, InodeId inode) {
+  const auto copies = store_->copies_of(inode);
+  if (copies.empty()) co_return;
+  const std::string path = table_.path_of(inode);
+  bool save = false;
+  for (const CachePin& copy : copies) {
+    copy->set_path_hint(path);
+    save = save || copy->maybe_dirty();
+  }
+  if (!save) co_return;
+  const auto job = [copies]() -> Status {
+    for (const CachePin& copy : copies) {
+      if (copy->maybe_dirty()) FM_CHECK(copy->save_if_stale());
+    }
+    return {};
+  };
+  (void)co_await blocking<void>(*at.env, job);  // only a name: the next sidecar has it
+}
+
 void FileSystem::discard_copies(InodeId inode) {
   for (const FilePtr& file : table_.files_of(inode)) {
     const bool idle = table_.if_idle(*file, [&] { file->sticky = false; });
@@ -230,6 +249,8 @@ Task<void> FileSystem::do_rename(LoopContext& at, Credentials who, NodeHandle pa
     // An exchange, or two names of one file (then nothing happened): ask again when needed.
     table_.drop_entry(*from, name);
     table_.drop_entry(*to, new_name);
+    if (reply->attr) table_.note_place(reply->attr->inode, *to, new_name);
+    if (exchanged && reply->removed) table_.note_place(reply->removed->inode, *from, name);
   } else if (same && name == new_name) {
     co_return Status{};
   } else {
@@ -244,6 +265,7 @@ Task<void> FileSystem::do_rename(LoopContext& at, Credentials who, NodeHandle pa
   if (exchanged) {
     // Its attributes changed too, and our lease on them was not called back.
     if (reply->removed) table_.apply(*reply->removed, reply->stamp, reply->removed_leased);
+    if (reply->removed) co_await note_moved(at, reply->removed->inode);
   } else {
     apply_removed(*reply, target);
     if (told_open && reply->removed && reply->removed->nlink == 0 &&
@@ -251,6 +273,7 @@ Task<void> FileSystem::do_rename(LoopContext& at, Credentials who, NodeHandle pa
       release_orphan(reply->removed->inode);
     }
   }
+  if (reply->attr) co_await note_moved(at, reply->attr->inode);
   co_return Status{};
 }
 

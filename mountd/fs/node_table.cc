@@ -268,6 +268,36 @@ void NodeTable::note_name(Inode& of, InodeId parent, std::string_view name) {
   }
 }
 
+void NodeTable::note_seen(Inode& of, InodeId parent, std::string_view name) {
+  of.seen_in = parent;
+  if (of.seen_as != name) of.seen_as = name;
+}
+
+void NodeTable::note_place(InodeId child, InodeId parent, std::string_view name) {
+  MutexLock lock(mutex_);
+  note_seen(inode(child), parent, name);
+}
+
+std::string NodeTable::path_of(InodeId id) {
+  constexpr std::size_t kDepthMax = 200;
+  MutexLock lock(mutex_);
+  std::vector<std::string_view> parts;
+  while (id != kRootInode && parts.size() < kDepthMax) {
+    const auto found = inodes_.find(id);
+    const bool known = found != inodes_.end() && !found->second->seen_as.empty();
+    if (!known && parts.empty()) return {};
+    parts.push_back(known ? std::string_view(found->second->seen_as) : "...");
+    if (!known) break;
+    id = found->second->seen_in;
+  }
+  std::string path;
+  for (auto part = parts.rbegin(); part != parts.rend(); ++part) {
+    if (!path.empty()) path += '/';
+    path += *part;
+  }
+  return path;
+}
+
 NodeTable::Found NodeTable::lookup(InodeId parent, std::string_view name) {
   MutexLock lock(mutex_);
   Found out;
@@ -317,6 +347,7 @@ bool NodeTable::set_entry(InodeId parent, std::string_view name, InodeId child, 
   }
   if (Inode* of = child ? peek_inode(child) : nullptr; of != nullptr) {
     if (of->attr.type == FileType::kRegular) note_name(*of, parent, name);
+    note_seen(*of, parent, name);
   }
   const auto found = in.entries.find(name);
   if (found != in.entries.end() && found->second.stamp > stamp) return found->second.child == child;

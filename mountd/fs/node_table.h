@@ -104,6 +104,11 @@ class NodeTable {
                  By by);
   /// What is known of the name is no longer trusted.
   void drop_entry(InodeId parent, std::string_view name);
+  /// Where `child` was last seen, for path_of(); set_entry() says so, too.
+  void note_place(InodeId child, InodeId parent, std::string_view name);
+  /// "dir/file" below the mount's root, for people: as far as names were seen here, ".../file" when
+  /// those above are not known. Empty if the inode's own is not.
+  std::string path_of(InodeId inode);
   /// A new directory of this client: empty, and all of it is known.
   void set_empty_directory(InodeId inode, Stamp stamp, bool leased);
 
@@ -217,6 +222,8 @@ class NodeTable {
     std::vector<NodeHandle> nodes;
     std::vector<std::pair<InodeId, std::string>> names;  // that the kernel may have
     bool more_names = false;
+    InodeId seen_in;  // where it was last seen, and under which name; valid or not
+    std::string seen_as;
     std::unique_ptr<Directory> directory;
     std::shared_ptr<const Xattrs> xattrs;
     Stamp xattrs_stamp;
@@ -240,6 +247,7 @@ class NodeTable {
   Node* settled_node(Inode& of) FM_REQUIRES(mutex_);
   void erase_entry(Directory& from, std::string_view name) FM_REQUIRES(mutex_);
   void note_name(Inode& of, InodeId parent, std::string_view name) FM_REQUIRES(mutex_);
+  static void note_seen(Inode& of, InodeId parent, std::string_view name);
   void add_names(const Inode& of, Invalidation& to) FM_REQUIRES(mutex_);
   std::shared_ptr<FileState> remove_if_unused(NodeHandle node) FM_REQUIRES(mutex_);
   void trim() FM_REQUIRES(mutex_);

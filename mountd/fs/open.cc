@@ -170,8 +170,9 @@ Task<CacheStore::Fill> FileSystem::begin_fill(LoopContext& at, Attr attr, bool n
   const mode_t mode = S_IFREG | (attr.mode & 07777);
   const std::uint64_t allocated = need_content ? attr.allocated_bytes : 0;
   CacheStore* store = store_;
-  const auto job = [store, attr, allocated, mode] {
-    return store->begin_fill(attr.inode, attr.version, attr.size_bytes, allocated, mode, {});
+  const std::string path = table_.path_of(attr.inode);
+  const auto job = [store, attr, allocated, mode, path] {
+    return store->begin_fill(attr.inode, attr.version, attr.size_bytes, allocated, mode, path);
   };
   co_return co_await blocking<CacheStore::Fill>(*at.env, job);
 }

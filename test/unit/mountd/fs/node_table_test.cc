@@ -228,4 +228,30 @@ TEST_CASE("NodeTable: cached xattrs follow own changes", "[mountd][fs]") {
   CHECK(f.table.xattrs(InodeId(10)) == nullptr);
 }
 
+TEST_CASE("NodeTable: paths for people follow the names that were seen", "[mountd][fs]") {
+  Fixture f;
+  f.table.apply(f.dir(2), at(1), true);
+  f.table.apply(f.dir(3), at(1), true);
+  CHECK(f.table.path_of(kRootInode) == "");
+  CHECK(f.table.path_of(InodeId(10)) == "");
+  f.table.set_entry(kRootInode, "a", InodeId(2), at(2), true, By::kRead);
+  f.table.set_entry(InodeId(2), "b", InodeId(3), at(2), true, By::kRead);
+  f.table.set_entry(InodeId(3), "file with a long name", InodeId(10), at(2), true, By::kRead);
+  CHECK(f.table.path_of(InodeId(10)) == "a/b/file with a long name");
+  f.table.set_entry(InodeId(3), "file with a long name", InodeId(), at(3), true, By::kOwnMutation);
+  f.table.set_entry(InodeId(2), "moved", InodeId(10), at(3), true, By::kOwnMutation);
+  CHECK(f.table.path_of(InodeId(10)) == "a/moved");
+  f.table.note_place(InodeId(2), kRootInode, "renamed");
+  CHECK(f.table.path_of(InodeId(10)) == "renamed/moved");
+  // A name that may not be trusted any more is still the last one that is known.
+  f.table.call_back(f.callback(9, InodeId(2), {"moved"}, true));
+  CHECK(f.table.path_of(InodeId(10)) == "renamed/moved");
+  f.table.set_entry(InodeId(77), "x", InodeId(11), at(10), false, By::kRead);
+  CHECK(f.table.path_of(InodeId(11)) == ".../x");
+  // Names as of different times may make a ring.
+  f.table.note_place(InodeId(2), InodeId(3), "ring");
+  f.table.note_place(InodeId(3), InodeId(2), "ring");
+  CHECK(f.table.path_of(InodeId(10)).ends_with("/moved"));
+}
+
 }  // namespace fermata::mountd
