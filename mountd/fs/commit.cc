@@ -321,8 +321,7 @@ asio::awaitable<void> FileSystem::commit_files(LoopContext& at, Duration timeout
   holds.clear();
   const auto told = std::make_shared<Signal>(at.env->executor());
   background(at, "note reads", send_reads_now(at, told));
-  const auto left = std::max<Duration>(deadline - at.env->now(), Duration{0});
-  (void)co_await told->wait_for(left);
+  (void)co_await told->wait_for(left());
   done(failed);
 }
 
