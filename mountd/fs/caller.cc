@@ -43,6 +43,13 @@ bool is_being_killed(pid_t thread) {
   return ((mask_after(status, "\nSigPnd:") | mask_after(status, "\nShdPnd:")) & kill_bit) != 0;
 }
 
+bool may_administrate(uid_t user, pid_t thread) {
+  constexpr unsigned kSysAdmin = 21;  // CAP_SYS_ADMIN of include/uapi/linux/capability.h
+  const std::string status = thread == 0 ? std::string() : read_proc(thread, "status");
+  if (status.empty()) return user == 0;
+  return (mask_after(status, "\nCapEff:") >> kSysAdmin & 1) != 0;
+}
+
 bool is_dying(pid_t thread) {
   if (thread == 0) return false;
   constexpr std::uint64_t kFlagExiting = 0x4;  // PF_EXITING of include/linux/sched.h

@@ -138,7 +138,10 @@ struct stat FileSystem::stat_of(const View& view) {
   }
   if (!may_differ(file)) return out;
   MutexLock lock(file.mutex);
-  if (file.kill_privileges) out.st_mode &= ~mode_t{S_ISUID | S_ISGID};
+  if (file.kill_privileges) {
+    out.st_mode &= ~mode_t{S_ISUID};
+    if ((out.st_mode & S_IXGRP) != 0) out.st_mode &= ~mode_t{S_ISGID};
+  }
   if (!file.copy || !file.copy->complete()) return out;
   const auto backing = file.copy->stat();
   if (!backing) return out;

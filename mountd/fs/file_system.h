@@ -342,7 +342,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                                                             NodeHandle node);
   Task<std::string> do_getxattr(LoopContext& at, Credentials who, NodeHandle node,
                                 std::string name);
-  Task<std::string> do_listxattr(LoopContext& at, Credentials who, NodeHandle node);
+  Task<std::string> do_listxattr(LoopContext& at, Credentials who, NodeHandle node, pid_t caller);
   Task<void> do_setxattr(LoopContext& at, Credentials who, NodeHandle node, SetXattrOp op);
   Task<void> do_removexattr(LoopContext& at, Credentials who, NodeHandle node, std::string name);
 

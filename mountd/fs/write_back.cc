@@ -4,6 +4,7 @@
 #include <boost/asio/co_spawn.hpp>
 
 #include "common/base/checksum.h"
+#include "common/base/limits.h"
 #include "common/io/task_group.h"
 #include "common/wire/chunk_records.h"
 #include "mountd/fs/attributes.h"
@@ -152,7 +153,9 @@ Task<Attempt> send(Env& env, ClusterClient& client, const CommitInput& input, Ch
   op.mtime = input.mtime;
   op.atime = input.atime;
   op.clear_suid_sgid = input.clear_suid_sgid;
-  op.path_hint = input.path_hint;
+  // For people: of a path that no open(2) would take, the end.
+  const auto& hint = input.path_hint;
+  op.path_hint = hint.size() <= kPathMax ? hint : hint.substr(hint.size() - kPathMax);
   Attempt out;
   Buffer payload;
   if (plan.kind == CommitPlan::Kind::kInline) {

@@ -1,6 +1,7 @@
 // Extended attributes: all of an inode's are fetched and cached together.
 #include <sys/xattr.h>
 
+#include "mountd/fs/caller.h"
 #include "mountd/fs/file_system.h"
 
 namespace fermata::mountd {
@@ -26,11 +27,11 @@ constexpr auto kAnswerText = [](XattrReply& to, const std::string& value) {
 };
 constexpr auto kAnswerOk = [](StatusReply& to) { to.ok(); };
 
-/// As listxattr(2) answers, which shows trusted names to root only.
-std::string names_of(const NodeTable::Xattrs& xattrs, bool root) {
+/// As listxattr(2) answers, which shows trusted names only to who may read them (xattr(7)).
+std::string names_of(const NodeTable::Xattrs& xattrs, uid_t user, pid_t caller) {
   std::string out;
   for (const auto& [name, value] : xattrs) {
-    if (!root && name.starts_with("trusted.")) continue;
+    if (name.starts_with("trusted.") && !may_administrate(user, caller)) continue;
     out += name;
     out += '\0';
   }
@@ -77,15 +78,16 @@ void FileSystem::listxattr(Ctx ctx, NodeHandle node, XattrReply reply) {
   const auto inode = table_.inode_of(node);
   if (!inode) return reply.error(ESTALE);
   if (const auto cached = table_.xattrs(*inode)) {
-    return reply.value(as_bytes(names_of(*cached, ctx.uid == 0)));
+    return reply.value(as_bytes(names_of(*cached, ctx.uid, ctx.pid)));
   }
-  auto task = do_listxattr(at(reply), cred(ctx), node);
+  auto task = do_listxattr(at(reply), cred(ctx), node, ctx.pid);
   run_request(ctx, std::move(reply), std::move(task), kAnswerText);
 }
 
-Task<std::string> FileSystem::do_listxattr(LoopContext& at, Credentials who, NodeHandle node) {
+Task<std::string> FileSystem::do_listxattr(LoopContext& at, Credentials who, NodeHandle node,
+                                           pid_t caller) {
   FM_CO_TRY(const auto all, co_await all_xattrs(at, who, node));
-  co_return names_of(*all, who.uid == 0);
+  co_return names_of(*all, who.uid, caller);
 }
 
 void FileSystem::setxattr(Ctx ctx, NodeHandle node, const SetXattr& what, StatusReply reply) {

@@ -58,6 +58,15 @@ void write_file(const std::string& path, const std::string& content) {
   fd.close();
 }
 
+int write_error(const std::string& path, const std::string& content) {
+  try {
+    write_file(path, content);
+  } catch (const std::system_error& error) {
+    return error.code().value();
+  }
+  return 0;
+}
+
 std::string read_file(const std::string& path) {
   const Fd fd(path, O_RDONLY);
   struct stat st {};

@@ -13,6 +13,8 @@ namespace fermata::test {
 
 /// open(O_TRUNC|O_CREAT), write, close; throws with the errno of whatever failed, close() too.
 void write_file(const std::string& path, const std::string& content);
+/// The errno of that, 0 for success.
+int write_error(const std::string& path, const std::string& content);
 std::string read_file(const std::string& path);
 /// A descriptor that closes itself.
 class Fd {

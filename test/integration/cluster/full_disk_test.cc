@@ -34,16 +34,6 @@ int fill(const Fd& fd, std::size_t size) {
   return 0;
 }
 
-/// The errno of writing a whole file, 0 for success.
-int write_error(const std::string& path, const std::string& bytes) {
-  try {
-    write_file(path, bytes);
-  } catch (const std::system_error& error) {
-    return error.code().value();
-  }
-  return 0;
-}
-
 int read_error(const std::string& path) {
   try {
     read_file(path);

@@ -17,15 +17,6 @@ namespace json = boost::json;
 
 constexpr std::size_t kMiB = 1 << 20;
 
-int write_error(const std::string& path, const std::string& bytes) {
-  try {
-    write_file(path, bytes);
-  } catch (const std::system_error& error) {
-    return error.code().value();
-  }
-  return 0;
-}
-
 int close_error(Fd& fd) {
   try {
     fd.close();

@@ -464,8 +464,10 @@ class Child {
         continue;
       }
       char line[128];
-      std::snprintf(line, sizeof(line), " %o %u:%u links %lu size %lld", st.st_mode, st.st_uid,
-                    st.st_gid, static_cast<unsigned long>(st.st_nlink),
+      const bool no_meaning = S_ISREG(st.st_mode) && (st.st_mode & S_IXGRP) == 0;  // compare.cc
+      const unsigned mode = no_meaning ? st.st_mode & ~unsigned{S_ISGID} : st.st_mode;
+      std::snprintf(line, sizeof(line), " %o %u:%u links %lu size %lld", mode, st.st_uid, st.st_gid,
+                    static_cast<unsigned long>(st.st_nlink),
                     S_ISDIR(st.st_mode) ? 0LL : static_cast<long long>(st.st_size));
       out += child + line;
       if (S_ISREG(st.st_mode)) {

@@ -26,6 +26,12 @@ TEST_CASE("WriteTimes: a write is newer than what was seen before it", "[mountd]
     CHECK(times.look(2500, 3000) == 3001);  // written after it, within the same tick
     CHECK(times.look(2500, 3001) == 3001);  // and that stays
   }
+  SECTION("every write since a look shows, also under a clock that lags") {
+    times.follow(kSecond);
+    CHECK(times.look(2000, 1000) == kSecond + 1);
+    CHECK(times.look(2500, 1000) == kSecond + 2);
+    CHECK(times.look(2500, 1000) == kSecond + 2);
+  }
   SECTION("a chmod long after a write does not make the write newer") {
     CHECK(times.look(2000, 5 * kSecond) == 2000);
   }
