@@ -365,7 +365,7 @@ int run(const Flags& flags) {
     if (const auto space = RealDisk().space(dir.substr(0, dir.rfind('/')))) {
       options.table_bytes = std::clamp<std::uint64_t>(space->total_bytes / 64, 1 << 20, 64 << 20);
       options.memtable_bytes =
-          std::clamp<std::uint64_t>(space->total_bytes / 16, 4 << 20, options.memtable_bytes);
+          std::clamp<std::uint64_t>(space->total_bytes / 24, 4 << 20, options.memtable_bytes);
     }
     FM_TRY(auto store, RocksStore::open(dir, options));
     return std::unique_ptr<KvStore>(std::move(store));

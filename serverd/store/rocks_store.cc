@@ -9,9 +9,12 @@
 #include <rocksdb/utilities/checkpoint.h>
 #include <rocksdb/utilities/table_properties_collectors.h>
 #include <rocksdb/write_buffer_manager.h>
+#include <spdlog/spdlog.h>
 
 #include <charconv>
 #include <chrono>
+#include <cstdarg>
+#include <cstdio>
 #include <thread>
 #include <utility>
 
@@ -43,11 +46,17 @@ Status to_status(const rocksdb::Status& status) {
 
 rocksdb::Slice slice(std::string_view text) { return {text.data(), text.size()}; }
 
-/// Read-only opening of a checkpoint must not leave a log file in it.
-class NoLog final : public rocksdb::Logger {
+/// RocksDB's messages go with ours. Its own log file would end the process on a full disk (an
+/// assertion in WritableFileWriter), and must not be left in a checkpoint that is only read.
+class OurLog final : public rocksdb::Logger {
  public:
+  OurLog() : Logger(rocksdb::WARN_LEVEL) {}
   using rocksdb::Logger::Logv;
-  void Logv(const char*, va_list) override {}
+  void Logv(const char* format, va_list arguments) override {
+    char text[512];
+    std::vsnprintf(text, sizeof text, format, arguments);
+    spdlog::debug("rocksdb: {}", text);
+  }
 };
 
 /// Recovery from a full disk is RocksStore::flush()'s: RocksDB's own waits until a whole memtable
@@ -76,9 +85,7 @@ rocksdb::DBOptions database_options(const RocksOptions& options,
   db.max_open_files = 256;
   db.write_buffer_manager =
       std::make_shared<rocksdb::WriteBufferManager>(options.memtable_bytes, cache);
-  db.info_log_level = rocksdb::WARN_LEVEL;
-  db.keep_log_file_num = 2;
-  db.max_log_file_size = 1u << 20;
+  db.info_log = std::make_shared<OurLog>();
   db.stats_dump_period_sec = 0;
   db.stats_persist_period_sec = 0;
   db.bytes_per_sync = 1u << 20;
@@ -107,7 +114,7 @@ rocksdb::ColumnFamilyOptions family_options(const RocksOptions& options,
   family.compression = compression();
   family.level_compaction_dynamic_level_bytes = true;
   family.target_file_size_base = options.table_bytes;
-  family.max_compaction_bytes = 8 * options.table_bytes;
+  family.max_compaction_bytes = 4 * options.table_bytes;  // its output is beside its input
   // Tables in which much was removed are compacted at once: that is what gives the room back.
   constexpr std::size_t kWindow = 1000, kRemoved = 300;
   constexpr double kRemovedPart = 0.3;
@@ -179,7 +186,6 @@ struct RocksStore::Database {
     rocksdb::DB* raw = nullptr;
     rocksdb::Status status;
     if (mode == Mode::kReadOnly) {
-      db_options.info_log = std::make_shared<NoLog>();
       status = rocksdb::DB::OpenForReadOnly(db_options, directory, descriptors, &database->handles,
                                             &raw);
     } else {
