@@ -30,6 +30,7 @@ struct Command {
     expectedInode @2 :UInt64;
     expectedTarget @3 :UInt64;
     openIn @4 :List(UInt64);
+    noHistory @5 :Bool;
   }
   struct PruneHistory { upTo @0 :UInt64; keysMax @1 :UInt32; }
 }

@@ -39,6 +39,7 @@ struct BodyWriter {
     b.setExpectedTarget(body.expected_target.value());
     if (!body.open_in.empty())
       wire::write_ids(b.initOpenIn(static_cast<unsigned>(body.open_in.size())), body.open_in);
+    b.setNoHistory(body.no_history);
   }
   void operator()(const DigestCommand&) { out.setDigest(); }
   void operator()(const PruneHistoryCommand& body) {
@@ -74,6 +75,7 @@ Result<MutateCommand> read_mutate(schema::Command::Mutate::Reader in) {
   body.expected_inode = InodeId(in.getExpectedInode());
   body.expected_target = InodeId(in.getExpectedTarget());
   FM_TRY(body.open_in, wire::read_ids<SessionId>(in.getOpenIn()));
+  body.no_history = in.getNoHistory();
   return body;
 }
 

@@ -40,6 +40,8 @@ struct MutateCommand {
       expected_inode;  ///< unlink, rmdir, rename: of the (old) name; create: of the existing entry
   InodeId expected_target;         ///< rename: of the new name
   std::vector<SessionId> open_in;  ///< sessions that have the inode open that loses its last link
+  /// What it replaces is not kept, and all history before is given up: room is short.
+  bool no_history = false;
   bool operator==(const MutateCommand&) const = default;
 };
 /// Every node digests its state at this index.

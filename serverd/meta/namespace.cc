@@ -57,6 +57,7 @@ Outcome apply_mutation(Txn& txn, const fermata::Command& command, const MutateCo
   FM_CHECK(forget_answered(txn, command.session, below,
                            std::min(command.answered_below, command.sequence)));
   txn.begin(index);  // what is above stays, whatever comes of the operation
+  if (mutate.no_history) txn.keep_no_history();
   OpContext context{txn, command, mutate};
   FM_TRY(const CommandResult result,
          std::visit([&](const auto& op) { return apply_op(context, op); }, mutate.op));

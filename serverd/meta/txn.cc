@@ -1,11 +1,14 @@
 #include "serverd/meta/txn.h"
 
+#include <algorithm>
+
 #include "serverd/meta/codec.h"
 
 namespace fermata::serverd {
 
 void Txn::begin(LogIndex index) {
   index_ = index;
+  keeps_history_ = true;
   undo_.clear();
   state_before_ = state_;
   events_before_ = events_.size();
@@ -22,6 +25,11 @@ void Txn::rollback() {
   undo_.clear();
   state_ = state_before_;
   events_.resize(events_before_);
+}
+
+void Txn::keep_no_history() {
+  keeps_history_ = false;
+  state_.history_start = std::max(state_.history_start, index_);
 }
 
 void Txn::set(Family family, std::string key, std::optional<std::string> value) {
@@ -47,7 +55,13 @@ Status Txn::replace(Family family, std::string key, std::optional<std::string> v
   if (old) {
     FM_TRY(const LogIndex since, since_of(*old));
     // What this very command wrote was never in force.
-    if (since != index_) {
+    if (since != index_ && !keeps_history_) {
+      // As if it had gone to history and been pruned.
+      if (family == Family::kChunks) {
+        FM_TRY(const ChunkId chunk, decode_chunk(*old));
+        FM_CHECK(unreference(chunk));
+      }
+    } else if (since != index_) {
       put(Family::kHistoryIndex, history_index_key(index_, family, key), {});
       put(Family::kHistory, history_key(family, key, index_), std::move(*old));
     }

@@ -32,6 +32,8 @@ class Txn {
   // ---- a command's frame
   void begin(LogIndex index);
   void rollback();  ///< undoes everything since begin()
+  /// What this command replaces is not kept, so the past before it cannot be read any more.
+  void keep_no_history();
   LogIndex index() const { return index_; }
 
   // ---- records; put_* of a namespace record sets its `since` to index()
@@ -102,6 +104,7 @@ class Txn {
   StateRecord state_;
   StateRecord state_before_;
   LogIndex index_;
+  bool keeps_history_ = true;
   std::array<Overlay, kFamilyCount> overlays_;
   std::vector<Undo> undo_;
   std::vector<ChunkEvent> events_;

@@ -96,18 +96,22 @@ LogIndex HistoryKeeper::applied_before(Duration age) const {
 Duration HistoryKeeper::retention() {
   if (!node_.space->low()) {
     low_retention_ = node_.config.history_retention_low;
+    node_.no_history = false;
     return node_.config.history_retention;
   }
   const Duration now = std::min(low_retention_, node_.config.history_retention);
   low_retention_ = now > 1s ? now / 4 : Duration::zero();
+  node_.no_history = now == Duration::zero();
   return now;
 }
 
 asio::awaitable<void> HistoryKeeper::prune() {
   const Duration age = retention();
-  const LogIndex up_to =
-      age == Duration::zero() ? node_.ns->applied_index().prev() : applied_before(age);
-  if (up_to <= node_.ns->history_start()) co_return;
+  const LogIndex now = node_.ns->applied_index().prev();
+  const LogIndex before = age == Duration::zero() ? now : applied_before(age);
+  // Commands that kept no history have ended what was before them, too.
+  const LogIndex up_to = std::max(before, std::min(now, node_.ns->history_start()));
+  if (up_to <= pruned_) co_return;
   for (int i = 0; i < kCommandsPerRound && node_.serving; ++i) {
     PruneHistoryCommand command;
     command.up_to = up_to;
@@ -115,7 +119,10 @@ asio::awaitable<void> HistoryKeeper::prune() {
     auto result = co_await node_.propose_own(std::move(command));
     if (!result || result->error != 0) co_return;
     node_.count("history_keys_pruned", result->count);
-    if (result->count < kKeysPerPrune) co_return;
+    if (result->count < kKeysPerPrune) {
+      pruned_ = up_to;
+      co_return;
+    }
     if (const std::error_code stop = co_await node_.env.sleep_for(kBetweenCommands); stop)
       co_return;
   }

@@ -20,7 +20,10 @@ class HistoryKeeper {
   explicit HistoryKeeper(NodeContext& node) : node_(node) {}
 
   boost::asio::awaitable<void> run();
-  void on_serving() { serving_since_ = node_.env.now(); }
+  void on_serving() {
+    serving_since_ = node_.env.now();
+    node_.no_history = false;
+  }
 
  private:
   struct Sample {
@@ -39,6 +42,7 @@ class HistoryKeeper {
   NodeContext& node_;
   std::deque<Sample> samples_;  ///< rising
   TimePoint serving_since_{};
+  LogIndex pruned_;           ///< nothing of history is left up to here
   Duration low_retention_{};  ///< of the next round in which room is scarce
 };
 

@@ -187,6 +187,8 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term 
   mutate.op = request.op;
   mutate.payload = std::string(as_text(flight->payload.view()));
   mutate.expected_inode = plan->expected_inode;
+  // Removing a file would copy it to history first, for which there may be no room.
+  mutate.no_history = node_.no_history && !std::holds_alternative<CommitOp>(request.op);
   mutate.expected_target = plan->expected_target;
   if (plan->losing) {
     for (const SessionId session : node_.leases.openers(plan->losing, request.session)) {

@@ -58,6 +58,7 @@ struct NodeContext {
   LeaseTable leases;
   SessionTable sessions;
   std::unordered_map<SessionId, Epoch> epochs;  ///< of the live sessions
+  bool no_history = false;                      ///< room is so short that nothing past is kept
   Signal serving_changed;                       ///< serving, term, or a session's end
 
   std::map<std::string, std::uint64_t> counters;

@@ -184,6 +184,31 @@ TEST_CASE_METHOD(ContentWorld, "history: names and attributes as of an index", "
   CHECK(d.ns->readdir_at(kRootInode, renamed, "g", 10)->entries.empty());
 }
 
+TEST_CASE_METHOD(ContentWorld, "history: a command that keeps none frees at once what it replaces",
+                 "[serverd][meta]") {
+  const auto first = d.write_chunks(f, 2 * kMiB, {{0, chunk(1)}, {1, chunk(2)}}).version;
+  const auto second = d.write_chunks(f, 2 * kMiB, {{0, chunk(3)}}).version;
+  d.no_history = true;
+  REQUIRE(d.unlink(kRootInode, "f").error == 0);
+  d.no_history = false;
+  const LogIndex gone = d.ns->applied_index();
+  CHECK(d.ns->history_start() == gone);
+  CHECK(*d.ns->chunk_references(chunk(3)) == 0);
+  CHECK(*d.ns->chunk_references(chunk(1)) == 1);  // in history since before, until that is pruned
+  CHECK(d.ns->content_at(f, first, 0, 9).error() == Errc::kTruncatedHistory);
+  CHECK(d.ns->content_at(f, second, 0, 9).error() == Errc::kTruncatedHistory);
+  CHECK(d.ns->lookup_at(kRootInode, "f", gone.prev()).error() == Errc::kTruncatedHistory);
+  CHECK(!*d.ns->lookup_at(kRootInode, "f", gone));
+  CHECK(d.run(d.command(PruneHistoryCommand{gone, 1000})).count > 0);
+  CHECK(d.run(d.command(PruneHistoryCommand{gone, 1000})).count == 0);
+  CHECK(d.ns->counters().garbage == 3);
+  // A refused one changes nothing.
+  d.create(kRootInode, "g");
+  d.no_history = true;
+  CHECK(d.unlink(kRootInode, "absent").error != 0);
+  CHECK(d.ns->history_start() == gone);
+}
+
 TEST_CASE_METHOD(ContentWorld, "history: pruning frees chunks, dropping deletes them",
                  "[serverd][meta]") {
   const auto first = d.write_chunks(f, 2 * kMiB, {{0, chunk(1)}, {1, chunk(2)}}).version;

@@ -75,6 +75,7 @@ class Driver {
     }
     m.op = std::move(op);
     m.payload = std::move(payload);
+    m.no_history = no_history;
     Command c = command(std::move(m));
     c.session = session;
     c.epoch = Epoch(1);
@@ -148,6 +149,7 @@ class Driver {
     return *digest;
   }
 
+  bool no_history = false;  ///< of mutations from now on
   KvStore& store;
   std::unique_ptr<Namespace> ns;
   SessionId session;
