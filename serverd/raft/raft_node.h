@@ -203,6 +203,7 @@ class RaftNode final : public ReplicatedLog {
   bool installing_ = false;        // the state is being replaced
   std::size_t applied_bytes_ = 0;  // since the last flush
   bool flushing_ = false;
+  TimePoint flushed_at_{};
   Waiter apply_wake_;
 
   // Full disks.

@@ -16,6 +16,7 @@ namespace {
 
 constexpr Duration kBusyPoll = std::chrono::milliseconds(5);
 constexpr Duration kFlushRetry = std::chrono::seconds(1);
+constexpr Duration kFlushToSpare = std::chrono::seconds(4);
 constexpr Duration kFetcherPatience = std::chrono::minutes(1);
 
 /// No members: a node that waits to be added.
@@ -139,6 +140,7 @@ Task<void> RaftNode::fit_log_to_state(std::string* why) {
 void RaftNode::begin_flush() {
   if (flushing_ || installing_ || state_stalled_ || !running()) return;
   flushing_ = true;
+  flushed_at_ = env_.now();
   applied_bytes_ = 0;
   tasks_.spawn("flush and compact", flush_and_compact());
 }
@@ -147,7 +149,9 @@ void RaftNode::begin_flush() {
 void RaftNode::spare_room(bool spare) {
   constexpr std::size_t kWorthwhile = 64 << 10;  // of new records
   spare_room_ = spare;
-  if (spare && applied_bytes_ > kWorthwhile) begin_flush();
+  // Now and then in any case: a state whose own upkeep met the full disk goes on with the next one.
+  const bool due = env_.now() - flushed_at_ > kFlushToSpare;
+  if (spare && (due || applied_bytes_ > kWorthwhile)) begin_flush();
 }
 
 asio::awaitable<void> RaftNode::flush_and_compact() {
