@@ -72,8 +72,8 @@ Health judge(const ClusterView& view) {
     if (status.disk_full)
       health.raise(1, name + "'s disk is full: it takes nothing new (" +
                           human_bytes(status.disk_free_bytes) + " left)");
-    else if (status.disk_total_bytes != 0 &&
-             status.disk_free_bytes < status.disk_total_bytes / kFreePartWarn)
+    else if (status.disk_low || (status.disk_total_bytes != 0 &&
+                                 status.disk_free_bytes < status.disk_total_bytes / kFreePartWarn))
       health.raise(
           1, name + "'s disk is nearly full: " + human_bytes(status.disk_free_bytes) + " left");
   }
@@ -120,6 +120,7 @@ json::object to_json(const ClusterView::Node& node, const ClusterView::Node* pri
   out["disk_total_bytes"] = s.disk_total_bytes;
   out["disk_free_bytes"] = s.disk_free_bytes;
   out["disk_full"] = s.disk_full;
+  out["disk_low"] = s.disk_low;
   out["malformed"] = malformed(s);
   out["refused"] = counter(s, "net_refused");
   out["uptime_ms"] = s.uptime_ms;

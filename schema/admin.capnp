@@ -31,6 +31,7 @@ struct NodeStatus {
   uptimeMs @21 :UInt64;
   counters @22 :List(Counter);
   diskFull @23 :Bool;
+  diskLow @24 :Bool;
   struct Peer { node @0 :UInt32; match @1 :UInt64; active @2 :Bool; }
 }
 struct Digest { at @0 :UInt64; digest @1 :Text; }   # the request uses `at` only

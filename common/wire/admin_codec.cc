@@ -136,6 +136,7 @@ std::string encode(const NodeStatus& value) {
   out.setDiskTotalBytes(value.disk_total_bytes);
   out.setDiskFreeBytes(value.disk_free_bytes);
   out.setDiskFull(value.disk_full);
+  out.setDiskLow(value.disk_low);
   out.setUptimeMs(value.uptime_ms);
   auto counters = out.initCounters(static_cast<unsigned>(value.counters.size()));
   unsigned i = 0;
@@ -176,6 +177,7 @@ Result<NodeStatus> decode<NodeStatus>(std::string_view bytes) {
     value.disk_total_bytes = in.getDiskTotalBytes();
     value.disk_free_bytes = in.getDiskFreeBytes();
     value.disk_full = in.getDiskFull();
+    value.disk_low = in.getDiskLow();
     value.uptime_ms = in.getUptimeMs();
     for (const auto counter : in.getCounters()) {
       FM_TRY(std::string name, wire::read_text(counter.getName(), 200));

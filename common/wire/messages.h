@@ -483,6 +483,7 @@ struct NodeStatus {
   std::uint64_t disk_total_bytes = 0;
   std::uint64_t disk_free_bytes = 0;
   bool disk_full = false;  ///< takes nothing new
+  bool disk_low = false;   ///< soon: history is forgotten early
   std::uint64_t uptime_ms = 0;
   std::map<std::string, std::uint64_t>
       counters;  ///< RPCs by method, malformed frames, callbacks, ...

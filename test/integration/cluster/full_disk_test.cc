@@ -185,7 +185,9 @@ void fill_all_disks_and_remove(bool small_files) {
   const std::string status = status_of(cluster);
   CAPTURE(status);
   CHECK(status.starts_with("HEALTH_WARN"));
-  CHECK(status.find("disk is full") != std::string::npos);
+  // A file may be too large for what is left just above the limit.
+  CHECK((status.find("disk is full") != std::string::npos ||
+         status.find("disk is nearly full") != std::string::npos));
 
   // Reads, on a new mount too; another primary; the old one comes back on its full disk.
   REQUIRE(at(mnt, "rm -f more").exit_code == 0);
@@ -223,9 +225,8 @@ TEST_CASE("faults: all nodes' disks full: ENOSPC, reads and elections go on, rem
   fill_all_disks_and_remove(false);
 }
 
-// By hand: what is removed goes to history first, for which the room that is kept may be too small,
-// and then removing waits for room.
-TEST_CASE("faults: all nodes' disks full of small files", "[.full_of_small_files]") {
+// What is removed would go to history first, for which there is no room.
+TEST_CASE("faults: all nodes' disks full of small files: the same", "[faults]") {
   FM_NEEDS_MOUNTS();
   fill_all_disks_and_remove(true);
 }
