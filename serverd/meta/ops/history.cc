@@ -7,6 +7,21 @@
 
 namespace fermata::serverd {
 
+namespace {
+
+/// The version that a conflict tells of goes with its history.
+Status forget_conflict(Txn& txn, std::string_view inode_key, LogIndex index) {
+  std::string key(inode_key);
+  append_be64(key, index.value());
+  FM_TRY(const auto listed, txn.get(Family::kConflicts, key));
+  if (!listed) return {};
+  txn.erase(Family::kConflicts, std::move(key));
+  --txn.state().conflicts;
+  return {};
+}
+
+}  // namespace
+
 Outcome apply_prune_history(Txn& txn, const PruneHistoryCommand& body) {
   const LogIndex up_to = std::min(body.up_to, txn.index().prev());
   LogIndex& start = txn.state().history_start;
@@ -23,6 +38,7 @@ Outcome apply_prune_history(Txn& txn, const PruneHistoryCommand& body) {
       FM_TRY(const ChunkId chunk, decode_chunk(*value));
       FM_CHECK(txn.unreference(chunk));
     }
+    if (parsed.family == Family::kInodes) FM_CHECK(forget_conflict(txn, parsed.key, parsed.index));
     txn.erase(Family::kHistory, std::move(key));
     txn.erase(Family::kHistoryIndex, record.key);
   }

@@ -123,6 +123,11 @@ TEST_CASE_METHOD(ContentWorld, "commit: a stale base changes nothing, or is list
   CHECK(c.replaced_host == "host-client-0123456789");
   CHECK(c.writer_host == "host-another-client-0");
   CHECK(c.path_hint == "/f");
+  // With the version that it tells of it is forgotten.
+  CHECK(d.ns->counters().conflicts == 1);
+  CHECK(d.run(d.command(PruneHistoryCommand{d.ns->applied_index(), 1000})).count > 0);
+  CHECK(d.ns->conflicts(10)->empty());
+  CHECK(d.ns->counters().conflicts == 0);
 }
 
 TEST_CASE_METHOD(ContentWorld, "commit: the file changed when it was written", "[serverd][meta]") {
