@@ -12,8 +12,7 @@ namespace fermata::serverd {
 namespace asio = boost::asio;
 
 namespace {
-constexpr Duration kFullRetry = std::chrono::milliseconds(200);   // between looks for room
-constexpr Duration kSnapshotIdleShort = std::chrono::seconds(5);  // while room is spared
+constexpr Duration kFullRetry = std::chrono::milliseconds(200);  // between looks for room
 constexpr int kStalledTimeouts = 4;  // election timeouts that a sync of the primary may take
 }  // namespace
 

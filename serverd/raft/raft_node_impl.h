@@ -5,6 +5,9 @@
 
 namespace fermata::serverd {
 
+/// While room is spared: a snapshot holds on to what the state has replaced since.
+inline constexpr Duration kSnapshotIdleShort = std::chrono::seconds(5);
+
 /// A command or membership on its way, from its place in the log to its result.
 struct RaftNode::Proposal {
   explicit Proposal(const boost::asio::any_io_executor& executor) : done(executor) {}

@@ -18,6 +18,11 @@ constexpr Duration kBusyPoll = std::chrono::milliseconds(5);
 constexpr Duration kFlushRetry = std::chrono::seconds(1);
 constexpr Duration kFlushToSpare = std::chrono::seconds(4);
 constexpr Duration kFetcherPatience = std::chrono::minutes(1);
+constexpr Duration kNoRoomRetry =
+    std::chrono::seconds(10);  // between looks for room for a snapshot
+/// Of the log, while room is spared: a node that was away for a moment shall need no snapshot, for
+/// which it has no room either.
+constexpr std::uint64_t kSpareTrailingBytes = 8 << 20;
 
 /// No members: a node that waits to be added.
 Result<Membership> decode_or_empty(const std::string& bytes) {
@@ -199,20 +204,21 @@ Task<void> RaftNode::do_flush_and_compact() {
 LogIndex RaftNode::compaction_limit() const {
   if (making_snapshot_) return LogIndex();
   const std::uint64_t durable = std::min(machine_.durable_index(), applied_).value();
-  LogIndex limit(durable);
-  if (!spare_room_) {
-    limit = LogIndex(durable - std::min(durable, options_.trailing_entries));
-    limit =
-        std::max(limit, std::min(log_->index_keeping(options_.trailing_bytes), LogIndex(durable)));
-  }
+  const std::uint64_t trailing_bytes =
+      spare_room_ ? std::min(options_.trailing_bytes / 2, kSpareTrailingBytes)
+                  : options_.trailing_bytes;
+  const LogIndex limit = std::max(LogIndex(durable - std::min(durable, options_.trailing_entries)),
+                                  std::min(log_->index_keeping(trailing_bytes), LogIndex(durable)));
   return snapshot_is_needed() ? std::min(limit, snapshot_->index) : limit;
 }
 
 /// A peer is told to fetch it, and either lives or has asked for a piece lately: one that died in
-/// the middle must not make the log grow for ever.
+/// the middle must not make the log grow for ever, nor one that has no room for it fill this disk.
 bool RaftNode::snapshot_is_needed() const {
   if (!snapshot_) return false;
-  const bool used = env_.now() - snapshot_used_ < kFetcherPatience;
+  const Duration age = env_.now() - snapshot_used_;
+  if (spare_room_ && age >= kSnapshotIdleShort) return false;
+  const bool used = age < kFetcherPatience;
   return std::any_of(core_->progress().begin(), core_->progress().end(), [&](const auto& peer) {
     return peer.second.in_snapshot && (used || peer.second.recently_active);
   });
@@ -222,7 +228,7 @@ bool RaftNode::snapshot_is_needed() const {
 
 void RaftNode::want_snapshot(NodeId peer) {
   if (snapshot_ && snapshot_->index.next() >= log_->first_index()) {
-    snapshot_used_ = env_.now();
+    if (!spare_room_) snapshot_used_ = env_.now();
     Output out;
     core_->send_snapshot(peer, *snapshot_, env_.now(), out);
     return obey(std::move(out));
@@ -293,6 +299,11 @@ Task<Buffer> RaftNode::read_snapshot_file(std::uint64_t id, std::string file,
 
 asio::awaitable<void> RaftNode::fetch_snapshot(SnapshotDescriptor snapshot, NodeId from) {
   Status done = co_await fetch_files(snapshot, from);
+  if (!done && done.error() == std::errc::no_space_on_device) {
+    spdlog::warn("node {}: no room for a snapshot of node {}; it is tried again",
+                 options_.raft.self.value(), from.value());
+    (void)co_await env_.sleep_for(kNoRoomRetry);
+  }
   if (done) done = co_await install(snapshot);
   installing_ = false;
   if (!running()) co_return;

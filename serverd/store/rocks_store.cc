@@ -115,6 +115,9 @@ rocksdb::ColumnFamilyOptions family_options(const RocksOptions& options,
   family.level_compaction_dynamic_level_bytes = true;
   family.target_file_size_base = options.table_bytes;
   family.max_compaction_bytes = 4 * options.table_bytes;  // its output is beside its input
+  // What comes new is merged with a level of this size at once. With RocksDB's 256 MiB a smaller
+  // state is one level, and is rewritten whole, for which a disk that it fills has no room.
+  family.max_bytes_for_level_base = 4 * options.table_bytes;
   // Tables in which much was removed are compacted at once: that is what gives the room back.
   constexpr std::size_t kWindow = 1000, kRemoved = 300;
   constexpr double kRemovedPart = 0.3;
