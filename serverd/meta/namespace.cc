@@ -147,6 +147,7 @@ Result<std::vector<std::optional<CommandResult>>> Namespace::apply_entries(
   Txn txn(store_, state());
   std::vector<SessionId> ended;
   std::vector<LogIndex> digests;
+  std::size_t ended_written = 0;  // of `ended`
   LogIndex previous = before;
   for (std::size_t i = 0; i < batch.size(); ++i) {
     const Entry& entry = batch[i];
@@ -162,11 +163,20 @@ Result<std::vector<std::optional<CommandResult>>> Namespace::apply_entries(
       FM_CHECK(write(txn, entry.index));  // a cut right here
       digests_->order(entry.index, store_.snapshot());
       digests.push_back(entry.index);
+      ended_written = ended.size();
     }
   }
   FM_ASSERT(previous <= last);
-  if (applied_index() < last) FM_CHECK(write(txn, last));
-  tell_chunks(txn.take_chunk_events());
+  auto events = txn.take_chunk_events();
+  const Status written = applied_index() < last ? write(txn, last) : Status();
+  if (!written) {
+    // Up to a digest's order it is done.
+    const bool partly = written.error() == std::errc::no_space_on_device && !digests.empty();
+    if (!partly) return written.error();
+    std::erase_if(events, [&](const auto& event) { return event.index > applied_index(); });
+    ended.resize(ended_written);
+  }
+  tell_chunks(events);
   if (listener_ && !ended.empty()) listener_->on_sessions_ended(ended);
   if (listener_)
     for (const LogIndex index : digests) listener_->on_digest_ordered(index);

@@ -80,7 +80,7 @@ class Namespace final : public StateMachine {
     LogIndex index;
     fermata::Command command;
   };
-  /// None for entries already applied.
+  /// None for entries already applied, and for those behind applied_index(), see apply().
   Result<std::vector<std::optional<CommandResult>>> apply_entries(std::span<const Entry> batch,
                                                                   LogIndex last);
 

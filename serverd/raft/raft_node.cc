@@ -91,7 +91,16 @@ Status RaftNode::stage(Output& out) {
     log_->set_hard_state(*out.hard_state);
   }
   unreported_ |= out.needs_persist();
-  for (auto& message : out.messages_after_persist) after_persist_.push_back(std::move(message));
+  for (auto& message : out.messages_after_persist) {
+    // While a full disk holds them up: the newest answer stands for those before it.
+    if (log_stalled_) {
+      std::erase_if(after_persist_, [&](const RaftMessage& before) {
+        return before.kind == RaftKind::kAppendReply && before.kind == message.kind &&
+               before.to == message.to;
+      });
+    }
+    after_persist_.push_back(std::move(message));
+  }
   // Each run of consecutive indexes is one append: the next may cut the log again.
   for (std::size_t first = 0; first < out.append.size();) {
     std::vector<LogEntry> run;
@@ -339,12 +348,14 @@ Status RaftNode::apply_batch(LogIndex up_to) {
   const LogIndex last = entries.back().index;
   FM_TRY(auto results, machine_.apply(commands, last));
   FM_ASSERT(results.size() == commands.size());
-  FM_ASSERT(machine_.applied_index() == last);
-  applied_ = last;
+  const LogIndex reached = machine_.applied_index();
+  FM_ASSERT(reached > applied_ && reached <= last);
+  applied_ = reached;
   ++counters_.apply_batches;
-  counters_.applied_commands += commands.size();
   std::size_t next = 0;
   for (const LogEntry& entry : entries) {
+    if (entry.index > reached) break;
+    counters_.applied_commands += entry.kind == EntryKind::kCommand ? 1 : 0;
     resolve(entry, entry.kind == EntryKind::kCommand ? std::move(results[next++]) : std::string());
   }
   return {};

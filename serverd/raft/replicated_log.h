@@ -26,8 +26,9 @@ class StateMachine {
   /// Applies committed commands in order and returns each one's result bytes. Deterministic: no
   /// clock, no randomness, no order of a hash map. The applied index moves in the same atomic write
   /// as the effects. No-op and membership entries are not shown; `last` is the index after the
-  /// batch all the same. ENOSPC has had no effect: the batch comes again once there is room. Any
-  /// other error means that the store is damaged: the node stops.
+  /// batch all the same. ENOSPC has had no effect: the batch comes again once there is room. A
+  /// success may end early, at applied_index(): the rest of the results is void. Any other error
+  /// means that the store is damaged: the node stops.
   virtual Result<std::vector<std::string>> apply(std::span<const Command> batch, LogIndex last) = 0;
   virtual LogIndex applied_index() const = 0;
   /// What is on stable storage; the log may be compacted up to here and is replayed from here at

@@ -29,7 +29,7 @@ struct ChunkDurability::Put {
   std::size_t wanted = 0;  ///< nodes that must have it
   std::size_t stored = 0;
   std::size_t running = 0;
-  bool no_space = false;  ///< somebody said so
+  std::size_t full = 0;   ///< nodes that said so
   std::error_code error;  ///< the last other one
   Signal changed;
 };
@@ -76,7 +76,7 @@ Task<void> ChunkDurability::put(ChunkId id, Buffer bytes) {
     pin(id);
     co_return Status();
   }
-  if (put->no_space) co_return std::errc::no_space_on_device;
+  if (voters.size() + 1 - put->full < put->wanted) co_return std::errc::no_space_on_device;
   if (put->error == Errc::kHashMismatch) co_return put->error;
   co_return Errc::kNoQuorum;
 }
@@ -92,7 +92,7 @@ asio::awaitable<void> ChunkDurability::put_here(std::shared_ptr<Put> put) {
   if (stored) {
     if (++put->stored == put->wanted) sent_.notify_all();
   } else if (stored.error() == std::errc::no_space_on_device) {
-    put->no_space = true;
+    ++put->full;
     node_.space->note_no_space();
   } else {
     put->error = stored.error();
@@ -136,7 +136,7 @@ asio::awaitable<void> ChunkDurability::put_there(std::shared_ptr<Put> put, NodeI
     if (++put->stored == put->wanted) sent_.notify_all();
   } else {
     if (sent.error() == std::errc::no_space_on_device) {
-      put->no_space = true;
+      ++put->full;
     } else {
       put->error = sent.error();
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/base/checksum.h"
 #include "common/wire/message_codec.h"
 #include "serverd/chunk/chunk_store.h"
 #include "serverd/service/chunk_durability.h"
@@ -44,7 +45,8 @@ void ChunkFetcher::on_dropped(std::span<const ChunkId> ids, LogIndex index) {
   for (const ChunkId& id : ids) {
     if (const auto it = missing_.find(id); it != missing_.end() && !it->second.busy)
       missing_.erase(it);
-    if (now - node_.started < node_.config.chunk_start_grace) continue;  // offered again later
+    // What this process vouched for before its start it does not know. Offered again later.
+    if (!caught_up_ || now - *caught_up_ < node_.config.chunk_start_grace) continue;
     const auto vouched = vouched_.find(id);
     if (vouched == vouched_.end() || vouched->second < index) to_delete_[id] = {index, now};
   }
@@ -78,8 +80,14 @@ asio::awaitable<void> ChunkFetcher::deleted(ChunkId id) {
   }
 }
 
+bool ChunkFetcher::knows_newest() const {
+  const LogStatus status = node_.log->status();
+  return status.primary && status.applied >= status.commit;
+}
+
 asio::awaitable<void> ChunkFetcher::run() {
   while (!node_.stopping) {
+    if (!caught_up_ && knows_newest()) caught_up_ = node_.env.now();
     if (std::exchange(compare_wanted_, false)) co_await compare();
     look_for_new();
     if (node_.space->has_room_here()) start_fetches();
@@ -151,8 +159,8 @@ asio::awaitable<void> ChunkFetcher::fetch_one(ChunkId id) {
     co_await deleted(id);
     here = !missing_[id].damaged && node_.chunks->has(std::span(&id, 1))[0];
     if (!here) {
-      auto bytes = co_await fetch(id);
-      here = bytes.has_value();
+      const auto fetched = co_await fetch(id);
+      here = fetched && fetched->stored;
     }
   }
   --busy_;
@@ -167,7 +175,23 @@ asio::awaitable<void> ChunkFetcher::fetch_one(ChunkId id) {
   it->second.not_before = node_.env.now() + it->second.backoff;
 }
 
-Task<Buffer> ChunkFetcher::fetch(ChunkId id) {
+/// A full disk's reserve is not for what others have.
+Task<void> ChunkFetcher::store(ChunkId id, Buffer bytes) {
+  co_await deleted(id);
+  if (node_.space->has_room_here()) {
+    const SpaceGuard::Admission admission(*node_.space, bytes.size());
+    const Status stored = co_await node_.chunks->put(id, bytes);
+    if (!stored && stored.error() == std::errc::no_space_on_device) node_.space->note_no_space();
+    co_return stored;
+  }
+  const auto check = [id, bytes]() -> Status {
+    return chunk_id_of(bytes.view()) == id ? Status(std::errc::no_space_on_device)
+                                           : Status(Errc::kHashMismatch);
+  };
+  co_return co_await blocking<void>(node_.env, check);
+}
+
+Task<ChunkFetcher::Fetched> ChunkFetcher::fetch(ChunkId id) {
   auto peers = node_.peers->others();
   if (!peers.empty()) {
     const auto first = static_cast<std::ptrdiff_t>(node_.env.random().below(peers.size()));
@@ -186,20 +210,19 @@ Task<Buffer> ChunkFetcher::fetch(ChunkId id) {
       error = answer.error();
       continue;
     }
-    Buffer bytes = std::move(answer->payload);
-    co_await deleted(id);
-    auto stored = co_await node_.chunks->put(id, bytes);
-    if (!stored) {
+    Fetched fetched;
+    fetched.bytes = std::move(answer->payload);
+    const Status stored = co_await store(id, fetched.bytes);
+    if (!stored && stored.error() == Errc::kHashMismatch) {
       error = stored.error();
-      if (stored.error() == Errc::kHashMismatch) {
-        spdlog::warn("node {}: node {} sent other bytes for chunk {}", node_.config.self.value(),
-                     peer.value(), id.hex());
-        continue;
-      }
-      break;
+      spdlog::warn("node {}: node {} sent other bytes for chunk {}", node_.config.self.value(),
+                   peer.value(), id.hex());
+      continue;
     }
-    node_.count("chunks_fetched");
-    co_return bytes;
+    if (!stored && stored.error() != std::errc::no_space_on_device) co_return stored.error();
+    fetched.stored = static_cast<bool>(stored);
+    node_.count(stored ? "chunks_fetched" : "chunks_passed_on");
+    co_return fetched;
   }
   co_return error;
 }
@@ -217,8 +240,7 @@ asio::awaitable<void> ChunkFetcher::delete_due() {
   }
   if (due.empty()) co_return;
   // Only one who knows the newest state may judge: a commit may be about to name it again.
-  const LogStatus status = node_.log->status();
-  if (!status.primary || status.applied < status.commit) co_return;
+  if (!knows_newest()) co_return;
   std::vector<ChunkId> unused;
   for (const ChunkId& id : due) {
     auto references = node_.ns->chunk_references(id);

@@ -47,8 +47,12 @@ class ChunkFetcher {
   /// Resumes when the chunk is not just being deleted.
   boost::asio::awaitable<void> deleted(ChunkId id);
 
-  /// One chunk from any peer, verified; stored here too. ENOENT if none has it.
-  Task<Buffer> fetch(ChunkId id);
+  struct Fetched {
+    Buffer bytes;
+    bool stored = false;  ///< here too; not if there is no room
+  };
+  /// One chunk from any peer, verified. ENOENT if none has it.
+  Task<Fetched> fetch(ChunkId id);
   std::size_t missing() const { return missing_.size(); }
 
  private:
@@ -62,6 +66,8 @@ class ChunkFetcher {
     LogIndex ordered;
     TimePoint since{};
   };
+  Task<void> store(ChunkId id, Buffer bytes);
+  bool knows_newest() const;
   void look_for_new();
   boost::asio::awaitable<void> sweep();
   boost::asio::awaitable<void> offer(std::vector<ChunkId> ids);
@@ -72,7 +78,8 @@ class ChunkFetcher {
   void expect(ChunkId id);
 
   NodeContext& node_;
-  std::vector<ChunkId> announced_;  ///< referenced, not yet looked for
+  std::optional<TimePoint> caught_up_;  ///< since when this process has applied what is committed
+  std::vector<ChunkId> announced_;      ///< referenced, not yet looked for
   bool compare_wanted_ = true;
   std::map<ChunkId, Missing> missing_;
   std::size_t busy_ = 0;

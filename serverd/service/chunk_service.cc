@@ -68,8 +68,9 @@ asio::awaitable<Response> ChunkService::get(std::shared_ptr<Connection> from, Re
     if (from->peer().kind == Hello::Kind::kNode) co_return failed(bytes.error());
     auto references = node_.ns->chunk_references(message->id);
     if (!damaged && references && *references == 0) co_return failed(bytes.error());
-    bytes = co_await node_.fetcher->fetch(message->id);
-    if (!bytes) co_return failed(bytes.error());
+    auto fetched = co_await node_.fetcher->fetch(message->id);
+    if (!fetched) co_return failed(fetched.error());
+    bytes = std::move(fetched->bytes);
   }
   response.payload = std::move(*bytes);
   co_return response;

@@ -23,6 +23,7 @@ class HistoryKeeper {
   void on_serving() {
     serving_since_ = node_.env.now();
     node_.no_history = false;
+    low_retention_ = node_.config.history_retention_low;
   }
 
  private:

@@ -188,7 +188,9 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term 
   mutate.payload = std::string(as_text(flight->payload.view()));
   mutate.expected_inode = plan->expected_inode;
   // Removing a file would copy it to history first, for which there may be no room.
-  mutate.no_history = node_.no_history && !std::holds_alternative<CommitOp>(request.op);
+  const auto* commit = std::get_if<CommitOp>(&request.op);
+  mutate.no_history = node_.no_history &&
+                      (commit == nullptr || (commit->size_bytes == 0 && !commit->replace_newer));
   mutate.expected_target = plan->expected_target;
   if (plan->losing) {
     for (const SessionId session : node_.leases.openers(plan->losing, request.session)) {

@@ -166,6 +166,7 @@ void Node::Impl::serve(Term term) {
   node.term = term;
   node.serving = true;
   node.count("terms_served");
+  space.on_serving();
   history.on_serving();
   durability.on_serving();
   node.tasks.spawn("session expiry", sessions.expire(term));

@@ -83,6 +83,16 @@ bool SpaceGuard::is_full(const Other& other) const {
   return other.full || free_of(other) <= reserve(other.space);
 }
 
+bool SpaceGuard::is_low(const Other& other) const {
+  return other.full || free_of(other) < 2 * reserve(other.space);
+}
+
+void SpaceGuard::on_serving() {
+  others_.clear();
+  full_since_ = {};
+  next_look_ = {};
+}
+
 /// Of this node, or as primary of any.
 bool SpaceGuard::near_limit() const {
   if (own_known_ && free_now() < 4 * reserve_here()) return true;
@@ -93,15 +103,24 @@ bool SpaceGuard::near_limit() const {
   });
 }
 
-/// Unknown ones get the benefit of the doubt.
-std::size_t SpaceGuard::others_with_room() const {
-  std::size_t count = 0;
+/// Unknown ones get the benefit of the doubt, unless one that is known is wanting: together with it
+/// a silent one would make a majority that cannot take anything.
+std::size_t SpaceGuard::others_without(bool (SpaceGuard::*wants)(const Other&) const) const {
+  std::size_t without = 0;
+  std::size_t unknown = 0;
+  std::size_t wanting = 0;
   for (const NodeId voter : node_.peers->other_voters()) {
     const auto it = others_.find(voter);
-    count += it == others_.end() || !is_full(it->second) ? 1u : 0u;
+    if (it == others_.end() || !is_fresh(it->second)) {
+      ++unknown;
+    } else {
+      ++((this->*wants)(it->second) ? wanting : without);
+    }
   }
-  return count;
+  return without + (wanting == 0 ? unknown : 0);
 }
+
+std::size_t SpaceGuard::others_with_room() const { return others_without(&SpaceGuard::is_full); }
 
 Status SpaceGuard::room() const {
   const std::size_t others = others_with_room();
@@ -121,14 +140,7 @@ bool SpaceGuard::low_here() const {
 }
 
 bool SpaceGuard::low() const {
-  std::size_t fine = low_here() ? 0 : 1;
-  for (const NodeId voter : node_.peers->other_voters()) {
-    const auto it = others_.find(voter);
-    const bool scarce = it != others_.end() &&
-                        (it->second.full || free_of(it->second) < 2 * reserve(it->second.space));
-    fine += scarce ? 0 : 1;
-  }
-  return fine < node_.majority();
+  return others_without(&SpaceGuard::is_low) + (low_here() ? 0u : 1u) < node_.majority();
 }
 
 DiskSpace SpaceGuard::cluster() const {

@@ -31,6 +31,8 @@ class SpaceGuard {
   /// Looks at the own disk, and as primary asks the others, until stopped.
   boost::asio::awaitable<void> watch();
 
+  /// What it knew of the others is of an earlier time.
+  void on_serving();
   /// As primary: whether an application may write more. ENOSPC; kRetry while the role is on its way
   /// to a node that has room.
   Status room() const;
@@ -96,6 +98,8 @@ class SpaceGuard {
   bool is_full(const Other& other) const;
   bool is_fresh(const Other& other) const;
   bool near_limit() const;
+  bool is_low(const Other& other) const;
+  std::size_t others_without(bool (SpaceGuard::*wants)(const Other&) const) const;
   std::size_t others_with_room() const;
   boost::asio::awaitable<void> look();
   boost::asio::awaitable<void> ask(NodeId peer);

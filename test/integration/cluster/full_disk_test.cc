@@ -7,6 +7,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <system_error>
+#include <thread>
 
 #include "test/integration/cluster/files.h"
 #include "test/support/mini_cluster.h"
@@ -208,7 +209,9 @@ void fill_all_disks_and_remove(bool small_files) {
   CHECK((more.exit_code == 0 || says_no_space(more)));
 
   // Half of it goes: what is written then fits again, as the nodes get to it.
-  REQUIRE(at(other, "ls | grep '^f.*[02468]$' | xargs rm -f; rm -rf more*").exit_code == 0);
+  REQUIRE(at(other, "ls | grep '^f.*[0246]$' | xargs rm -f; rm -rf more*").exit_code == 0);
+  REQUIRE(at(other, "ls | grep '^f.*8$' | while read -r f; do : > $f || exit; done").exit_code ==
+          0);
   int refilled = 0;
   RunResult again;
   const auto one_again = [&] {
@@ -264,6 +267,55 @@ TEST_CASE("faults: one node's disk full: the others go on, status says why", "[f
   cluster.kill_node(node % 3 + 1);
   const std::string other = cluster.mount_another();
   CHECK(at(other, "cat f* | wc -c").out == "20000000\n");
+}
+
+TEST_CASE("faults: a node full to its reserve passes on what it is asked for, and counts as full",
+          "[faults]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster({3, true, {}, {"96m", "96m", "96m"}});
+  const std::string mnt = cluster.mnt();
+  const int full = cluster.primary() % 3 + 1;
+  const int third = full % 3 + 1;
+  const std::string disk = cluster.dir() + "/node" + std::to_string(full);
+  const std::size_t left = 8 * kMiB;  // below the reserve
+  REQUIRE(
+      run("head -c " + std::to_string(free_bytes(disk) - left) + " /dev/zero > " + disk + "/filler")
+          .exit_code == 0);
+  CHECK(eventually([&] { return status_of(cluster).find("disk is full") != std::string::npos; }));
+
+  // A majority has room, though one of it is away for a moment.
+  const auto write = [&](int i) {
+    return at(mnt, "head -c 2000000 /dev/urandom > f" + std::to_string(i));
+  };
+  for (int i = 0; i < 4; ++i) {
+    cluster.kill_node(third);
+    std::thread back([&] { cluster.restart_node(third); });
+    const RunResult written = write(i);
+    back.join();
+    CAPTURE(i, written.out);
+    CHECK(written.exit_code == 0);
+  }
+  for (int i = 4; i < 12; ++i) CHECK(write(i).exit_code == 0);
+  const std::string sums = at(mnt, "sha256sum f*").out;
+  const std::size_t free_before = free_bytes(disk);
+  const std::string other = cluster.mount_another();
+  CHECK(at(other, "sha256sum f*").out == sums);
+  CHECK(free_bytes(disk) + kMiB > free_before);
+
+  // With the third gone each majority has the full one. What frees room goes on.
+  cluster.kill_node(third);
+  RunResult refused;
+  CHECK(eventually([&] {
+    refused = at(mnt, "head -c 100 /dev/urandom > s");
+    return refused.exit_code != 0;
+  }));
+  CHECK(says_no_space(refused));
+  CHECK(at(mnt, "rm f0 f1").exit_code == 0);
+  cluster.restart_node(third);
+  CHECK(eventually([&] { return at(mnt, "head -c 100 /dev/urandom > s").exit_code == 0; }));
+  REQUIRE(run("rm " + disk + "/filler").exit_code == 0);
+  CHECK(eventually([&] { return status_of(cluster).starts_with("HEALTH_OK"); }));
+  CHECK(cluster.digests_equal());
 }
 
 }  // namespace
