@@ -200,6 +200,67 @@ TEST_CASE("Namespace: a digest is of its index, whatever comes after", "[serverd
   CHECK(!d.ns->digest_work());
 }
 
+/// The disk is full after some writes.
+class FullStore final : public KvStore {
+ public:
+  explicit FullStore(KvStore& inner) : inner_(inner) {}
+  int writes_left = 1000;
+
+  Result<std::optional<std::string>> get(Family family, std::string_view key) const override {
+    return inner_.get(family, key);
+  }
+  std::unique_ptr<KvIterator> iterate(Family family, std::string_view lower,
+                                      std::string_view upper) const override {
+    return inner_.iterate(family, lower, upper);
+  }
+  Status write(const KvBatch& batch) override {
+    if (writes_left-- <= 0) return std::errc::no_space_on_device;
+    return inner_.write(batch);
+  }
+  std::unique_ptr<KvReader> snapshot() const override { return inner_.snapshot(); }
+  Status flush() override { return inner_.flush(); }
+  Result<std::unique_ptr<KvReader>> checkpoint(const std::string& path) override {
+    return inner_.checkpoint(path);
+  }
+  Status install(const std::string& path) override { return inner_.install(path); }
+  ClusterId cluster() const override { return inner_.cluster(); }
+  Status bind_cluster(ClusterId cluster) override { return inner_.bind_cluster(cluster); }
+  std::uint64_t approximate_bytes(Family family) const override {
+    return inner_.approximate_bytes(family);
+  }
+
+ private:
+  KvStore& inner_;
+};
+
+TEST_CASE("Namespace: a disk that is full behind a digest's order: what is done is done",
+          "[serverd][meta]") {
+  Memory memory;
+  FullStore store(*memory.store);
+  Driver d(store);
+  d.bootstrap();
+  const auto at = d.ns->applied_index().next();
+  const auto create = [&](const char* name) {
+    return d.mutation(CreateOp{.parent = kRootInode, .name = name, .symlink_target = {}});
+  };
+  const std::vector<Namespace::Entry> batch{
+      {at, create("f")}, {at.next(), d.command(DigestCommand{})}, {at.next().next(), create("g")}};
+  store.writes_left = 1;
+  const auto results = d.ns->apply_entries(batch, batch.back().index);
+  REQUIRE(results);
+  CHECK(d.ns->applied_index() == at.next());
+  CHECK((*results)[0]->error == 0);
+  CHECK(*d.ns->lookup(kRootInode, "f"));
+  CHECK(!*d.ns->lookup(kRootInode, "g"));
+  // The rest alone: nothing of it is done, until there is room.
+  const auto rest = std::span(batch).subspan(2);
+  CHECK(d.ns->apply_entries(rest, batch.back().index).error() == std::errc::no_space_on_device);
+  CHECK(d.ns->applied_index() == at.next());
+  store.writes_left = 1000;
+  REQUIRE(d.ns->apply_entries(rest, batch.back().index));
+  CHECK(*d.ns->lookup(kRootInode, "g"));
+}
+
 TEST_CASE("Namespace: entries that carry no command still move the applied index",
           "[serverd][meta]") {
   Memory memory;
