@@ -173,18 +173,17 @@ std::uint64_t CacheStore::evict_unpinned(std::uint64_t bytes, const CachedCopy* 
 }
 
 std::uint64_t CacheStore::evict(std::uint64_t bytes, const CachedCopy* keep) {
-  std::uint64_t freed = evict_unpinned(bytes, keep);
-  if (freed >= bytes) return freed;
-  {
+  // What is let go need not be evictable, nor as large on the disk as it looks: again, while
+  // anything is.
+  for (std::uint64_t freed = 0;;) {
+    freed += evict_unpinned(bytes - freed, keep);
+    if (freed >= bytes) return freed;
     const MutexLock lock(pressure_mutex_);
-    if (!let_go_) return freed;
-    let_go_(bytes - freed);
+    if (!let_go_ || !let_go_(bytes - freed)) return freed;
   }
-  freed += evict_unpinned(bytes - freed, keep);
-  return freed;
 }
 
-void CacheStore::on_pressure(std::function<void(std::uint64_t)> let_go) {
+void CacheStore::on_pressure(std::function<bool(std::uint64_t)> let_go) {
   const MutexLock lock(pressure_mutex_);
   let_go_ = std::move(let_go);
 }

@@ -115,10 +115,10 @@ class CacheStore {
   /// `bytes` of it only where that is a small part of the disk, or when `insist`. Blocking; 0 on an
   /// error.
   std::uint64_t make_free(std::uint64_t bytes, bool insist);
-  /// `let_go(bytes)` is to unpin copies of about so many bytes if it can, touch()ing each first. It
-  /// is called from any thread, one call at a time, without locks. Empty: nobody; on return no call
-  /// is running.
-  void on_pressure(std::function<void(std::uint64_t bytes)> let_go);
+  /// `let_go(bytes)` is to unpin copies of about so many bytes if it can, touch()ing each first;
+  /// false if there was none. It is called from any thread, one call at a time, without locks.
+  /// Empty: nobody; on return no call is running.
+  void on_pressure(std::function<bool(std::uint64_t bytes)> let_go);
   /// The most recently used one from now on; its time of use is what note_use() said.
   void touch(CachedCopy& copy);
 
@@ -198,7 +198,7 @@ class CacheStore {
   DiskReserve disk_reserve_;
 
   Mutex pressure_mutex_;  // held during the call; before mutex_
-  std::function<void(std::uint64_t)> let_go_ FM_GUARDED_BY(pressure_mutex_);
+  std::function<bool(std::uint64_t)> let_go_ FM_GUARDED_BY(pressure_mutex_);
 
   Mutex mutex_;                          // before any CachedCopy::mutex_
   Copies copies_ FM_GUARDED_BY(mutex_);  // least recently used first

@@ -29,7 +29,7 @@ FileSystem::~FileSystem() {
 
 void FileSystem::set_store(CacheStore& store) {
   store_ = &store;
-  store.on_pressure([this](std::uint64_t bytes) { release_idle(bytes); });
+  store.on_pressure([this](std::uint64_t bytes) { return release_idle(bytes); });
 }
 
 void FileSystem::attach(FuseSession& session, Notifier& notifier) {
@@ -323,19 +323,21 @@ std::uint64_t FileSystem::let_go(FileState& file) {
   return copy->size_bytes();
 }
 
-void FileSystem::release_idle(std::uint64_t bytes) {
-  for (std::uint64_t released = 0; released < bytes;) {
+bool FileSystem::release_idle(std::uint64_t bytes) {
+  std::uint64_t released = 0;
+  while (released < bytes) {
     FilePtr file;
     {
       MutexLock lock(idle_mutex_);
       file = take_oldest_idle();
     }
-    if (!file) return;
+    if (!file) break;
     released += let_go(*file);
   }
+  return released != 0;
 }
 
-void FileSystem::drop_idle() { release_idle(~std::uint64_t{0}); }
+void FileSystem::drop_idle() { (void)release_idle(~std::uint64_t{0}); }
 
 bool FileSystem::file_in_use(InodeId inode) { return table_.in_use(inode); }
 

@@ -230,8 +230,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   FilePtr take_oldest_idle() FM_REQUIRES(idle_mutex_);
   /// Detaches the file's copy if it is idle and clean; returns its size.
   std::uint64_t let_go(FileState& file);
-  /// Detaches files that have been idle the longest, until their copies make up `bytes`.
-  void release_idle(std::uint64_t bytes);
+  /// Detaches files that have been idle the longest, until their copies make up `bytes`; false if
+  /// there is none.
+  bool release_idle(std::uint64_t bytes);
   bool file_in_use(InodeId inode);
 
   // namespace_ops.cc

@@ -590,17 +590,31 @@ TEST_CASE("CacheStore: copies pinned to have them at hand are let go for room, t
     at_hand.push_back(fill(*store, inode, 1, random_bytes(2 * kMiB, inode)));
   }
   std::swap(at_hand[0], at_hand[1]);  // 2 has not been used for the longest
-  store->on_pressure([&](std::uint64_t bytes) {
-    for (std::uint64_t released = 0; released < bytes && !at_hand.empty();) {
+  const auto let_go = [&](std::uint64_t bytes) {
+    std::uint64_t released = 0;
+    while (released < bytes && !at_hand.empty()) {
       released += at_hand.front()->size_bytes();
       store->touch(*at_hand.front());
       at_hand.erase(at_hand.begin());
     }
-  });
+    return released != 0;
+  };
+  store->on_pressure(let_go);
   fill(*store, 5, 1, random_bytes(2 * kMiB, 5));
   CHECK_FALSE(store->find(InodeId(2), Version(1)));
   CHECK(at_hand.size() == 3);
   CHECK(store->find(InodeId(1), Version(1)));
+  // One that is all hole gives nothing back: the next goes as well.
+  auto hole = store->begin_fill(InodeId(7), Version(1), 6 * kMiB, 0, 0100644, "f");
+  REQUIRE(hole);
+  REQUIRE(hole->copy->fill_hole(0, 6 * kMiB));
+  REQUIRE(hole->copy->finish_fill({}));
+  at_hand.insert(at_hand.begin(), hole->copy);
+  hole->copy = {};
+  const CachePin pinned = store->find(InodeId(5), Version(1));
+  REQUIRE(pinned);
+  CachePin eighth = fill(*store, 8, 1, random_bytes(2 * kMiB, 8));
+  CHECK(at_hand.size() == 2);
   store->on_pressure({});
   CHECK(store->begin_fill(InodeId(6), Version(1), 6 * kMiB, 6 * kMiB, 0, "").error() ==
         std::errc::no_space_on_device);
