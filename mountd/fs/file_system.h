@@ -156,6 +156,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   /// An open file.
   struct Handle {
     FilePtr file;
+    std::uint64_t number = 0;  // what the kernel calls it; never used again
     CachePin copy;
     std::shared_ptr<Fd> reader;  // of the copy
     bool writable = false;
@@ -164,8 +165,10 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     bool flushes = true;  // close(2) is told; else only the last one, by release
     IoMode mode = IoMode::kNone;
     Mutex mutex;
-    // Owners of fcntl locks that were asked for through it, until their close is told.
+    // Processes that asked for fcntl locks through it, until their close is told.
     std::set<std::uint64_t> lockers FM_GUARDED_BY(mutex);
+    // What the kernel calls the owner of its OFD locks, once it has asked for one.
+    std::optional<std::uint64_t> ofd_owner FM_GUARDED_BY(mutex);
   };
   /// An open directory: where its stream is.
   struct DirHandle {
@@ -356,6 +359,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     bool detect_deadlock = false;
     bool given_up = false;  // on the loop
   };
+  /// The owner, for the cluster, of the fcntl lock that the request is about.
+  static std::uint64_t owner_of(Handle& open, std::uint64_t kernel_owner);
   void start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp op, bool wait,
                   StatusReply reply);
   Task<struct flock> do_find_lock(LoopContext& at, LockOp op);

@@ -4,6 +4,11 @@
 // releasing a write lock commits it first: programs that lock see each other's work without a close
 // in between. A lock request is a task of its own, so that a signal may end the wait for it: what
 // is granted after that is given back.
+//
+// Owners: a process' fcntl locks are owned by the kernel's number for its descriptor table. flock
+// and OFD locks belong to an open file, and their owner here is its handle: the kernel's number is
+// made of an address that the next open file tends to get while the end of this one, which close(2)
+// does not wait for, is still to come.
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <sys/file.h>
@@ -51,7 +56,7 @@ void FileSystem::getlk(Ctx ctx, NodeHandle, const LockRequest& request, LockRepl
   LockOp op;
   op.inode = open->file->inode;
   op.type = *type;
-  op.owner = request.owner;
+  op.owner = owner_of(*open, request.owner);
   op.range = range_of(request.range);
   auto task = do_find_lock(at(reply), std::move(op));
   run_request(ctx, std::move(reply), std::move(task),
@@ -84,6 +89,11 @@ Task<struct flock> FileSystem::do_find_lock(LoopContext& at, LockOp op) {
   co_return out;
 }
 
+std::uint64_t FileSystem::owner_of(Handle& open, std::uint64_t kernel_owner) {
+  MutexLock lock(open.mutex);
+  return open.ofd_owner == kernel_owner ? open.number : kernel_owner;
+}
+
 void FileSystem::setlk(Ctx ctx, NodeHandle, const LockRequest& request, StatusReply reply) {
   const auto open = handle(request.fh);
   const auto type = type_of(request.range.l_type);
@@ -93,20 +103,24 @@ void FileSystem::setlk(Ctx ctx, NodeHandle, const LockRequest& request, StatusRe
   op.inode = open->file->inode;
   op.space = LockSpace::kPosix;
   op.type = *type;
-  op.owner = request.owner;
+  if (*type != LockType::kUnlock && asks_for_ofd_lock(ctx.pid)) {
+    MutexLock lock(open->mutex);
+    open->ofd_owner = request.owner;
+  }
+  op.owner = owner_of(*open, request.owner);
   op.range = range_of(request.range);
   op.pid = static_cast<std::uint32_t>(request.range.l_pid);
   start_lock(ctx, open, std::move(op), request.wait, std::move(reply));
 }
 
-void FileSystem::flock(Ctx ctx, NodeHandle, std::uint64_t fh, std::uint64_t owner, int operation,
+void FileSystem::flock(Ctx ctx, NodeHandle, std::uint64_t fh, std::uint64_t, int operation,
                        StatusReply reply) {
   const auto open = handle(fh);
   if (!open) return reply.error(EBADF);
   LockOp op;
   op.inode = open->file->inode;
   op.space = LockSpace::kFlock;
-  op.owner = owner;
+  op.owner = open->number;
   op.range = kWholeFile;
   switch (operation & ~LOCK_NB) {
     case LOCK_SH:
@@ -136,10 +150,10 @@ void FileSystem::start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp
   file->locked = true;
   bool of_process = false;
   if (op.space == LockSpace::kPosix) {
-    of_process = !asks_for_ofd_lock(ctx.pid);
+    of_process = op.owner != open->number;
     if (!of_process) op.pid = 0;
     MutexLock lock(open->mutex);
-    open->lockers.insert(op.owner);
+    if (of_process) open->lockers.insert(op.owner);
   }
   if (wait) op.ticket = next_ticket_.fetch_add(1);
   auto job = std::make_shared<LockJob>(loop.env->executor());
@@ -305,9 +319,8 @@ void FileSystem::forget_locker(Handle& open, std::uint64_t owner) {
 
 void FileSystem::release_locks(LoopContext& at, const std::shared_ptr<Handle>& open,
                                const ReleaseRequest& request) {
-  if (request.unlock_flock) {
-    release_lock(at, open->file, LockSpace::kFlock, request.lock_owner);
-  }
+  if (request.unlock_flock) release_lock(at, open->file, LockSpace::kFlock, open->number);
+  release_lock(at, open->file, LockSpace::kPosix, open->number);
   std::set<std::uint64_t> lockers;
   {
     MutexLock lock(open->mutex);

@@ -367,6 +367,7 @@ std::int32_t FileSystem::backing_of(FileState& file, Fd& reader) {
 Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish& wish) {
   auto opened = std::make_shared<Handle>();
   opened->file = file;
+  opened->number = next_handle_.fetch_add(1);
   opened->writable = wish.writable;
   opened->counts_reads = !wish.no_atime;
   // Reads from the kernel's pages would not be heard of.
@@ -407,7 +408,7 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
       opened->flushes = false;
     }
   }
-  result.fh = next_handle_.fetch_add(1);
+  result.fh = opened->number;
   if (wish.writable && opened->mode == IoMode::kPassthrough) {
     passthrough_writers_.fetch_add(1);
     begin_watching_room();

@@ -1,43 +1,22 @@
 // Locks across machines: two mounts, each a machine of its own for the cluster.
-#include <fcntl.h>
-#include <signal.h>
 #include <sys/file.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <cstring>
 #include <fstream>
-#include <functional>
+#include <system_error>
 #include <thread>
 
 #include "test/integration/cluster/files.h"
+#include "test/integration/cluster/lock_calls.h"
 #include "test/support/mini_cluster.h"
 
 namespace fermata::test {
 namespace {
 
 using namespace std::chrono_literals;
-
-struct flock range(short type, off_t start = 0, off_t length = 0) {
-  struct flock out {};
-  out.l_type = type;
-  out.l_whence = SEEK_SET;
-  out.l_start = start;
-  out.l_len = length;
-  return out;
-}
-int set_lock(const Fd& fd, int command, short type, off_t start = 0, off_t length = 0) {
-  struct flock wanted = range(type, start, length);
-  return errno_of(fcntl(fd.get(), command, &wanted));
-}
-struct flock get_lock(const Fd& fd, short type, off_t start = 0, off_t length = 0) {
-  struct flock wanted = range(type, start, length);
-  REQUIRE(fcntl(fd.get(), F_GETLK, &wanted) == 0);
-  return wanted;
-}
 
 std::string eight_digits(int number) {
   const std::string text = std::to_string(number);
@@ -208,38 +187,6 @@ TEST_CASE("locks: OFD locks have no deadlock error", "[locks]") {
   CHECK(second == 0);
 }
 
-/// Runs `body` in a child; its exit code, or 128 + signal.
-class Child {
- public:
-  explicit Child(const std::function<int()>& body) {
-    pid_ = fork();
-    if (pid_ == 0) _exit(body());
-  }
-  ~Child() {
-    if (pid_ > 0 && !ended_) {
-      kill(pid_, SIGKILL);
-      (void)wait();
-    }
-  }
-  pid_t pid() const { return pid_; }
-  int wait() {
-    int status = 0;
-    waitpid(pid_, &status, 0);
-    ended_ = true;
-    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  }
-
- private:
-  pid_t pid_ = -1;
-  bool ended_ = false;
-};
-
-bool sleeps_in(pid_t pid, long system_call) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/syscall");
-  long number = -1;
-  return static_cast<bool>(file >> number) && number == system_call;
-}
-
 TEST_CASE("locks: a signal ends the wait, and the lock is not taken afterwards", "[locks]") {
   FM_NEEDS_MOUNTS();
   MiniCluster cluster;
@@ -397,6 +344,20 @@ TEST_CASE("locks: a holder whose session is over is fenced", "[locks]") {
   CHECK(read_file(b + "/f") == "old");
   const RunResult kept = cluster.fermata("cache ls --json " + a);
   CHECK(kept.out.find("\"conflict\":true") != std::string::npos);
+  // Beside that descriptor and after it the file is again what it is on other mounts.
+  for (const char* content : {"beside", "again"}) {
+    CAPTURE(content);
+    CHECK(read_file(a + "/f") == read_file(b + "/f"));
+    CHECK(write_error(a + "/f", content) == 0);
+    CHECK(read_file(b + "/f") == content);
+  }
+  CHECK(set_lock(mine, F_OFD_SETLK, F_UNLCK) == 0);
+  CHECK_THROWS_AS(mine.close(), std::system_error);
+  CHECK(write_error(a + "/f", "after") == 0);
+  CHECK(read_file(b + "/f") == "after");
+  // Who had let go of a lost lock before writing on loses nothing.
+  reader.pwrite("y", 0);
+  CHECK(errno_of(fsync(reader.get())) == 0);
 }
 
 TEST_CASE("locks: SQLite from two mounts loses no transaction", "[locks]") {

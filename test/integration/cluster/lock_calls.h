@@ -1,0 +1,71 @@
+// Locks by plain system calls, and processes that hold them.
+#pragma once
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <catch2/catch_test_macros.hpp>
+#include <fstream>
+#include <functional>
+#include <string>
+
+#include "test/integration/cluster/files.h"
+
+namespace fermata::test {
+
+inline struct flock range(short type, off_t start = 0, off_t length = 0) {
+  struct flock out {};
+  out.l_type = type;
+  out.l_whence = SEEK_SET;
+  out.l_start = start;
+  out.l_len = length;
+  return out;
+}
+/// 0 or the errno of that fcntl(2).
+inline int set_lock(const Fd& fd, int command, short type, off_t start = 0, off_t length = 0) {
+  struct flock wanted = range(type, start, length);
+  return errno_of(fcntl(fd.get(), command, &wanted));
+}
+/// What F_GETLK answers.
+inline struct flock get_lock(const Fd& fd, short type, off_t start = 0, off_t length = 0) {
+  struct flock wanted = range(type, start, length);
+  REQUIRE(fcntl(fd.get(), F_GETLK, &wanted) == 0);
+  return wanted;
+}
+
+/// Runs `body` in a child; its exit code, or 128 + signal.
+class Child {
+ public:
+  explicit Child(const std::function<int()>& body) {
+    pid_ = fork();
+    if (pid_ == 0) _exit(body());
+  }
+  ~Child() {
+    if (pid_ > 0 && !ended_) {
+      kill(pid_, SIGKILL);
+      (void)wait();
+    }
+  }
+  pid_t pid() const { return pid_; }
+  int wait() {
+    int status = 0;
+    waitpid(pid_, &status, 0);
+    ended_ = true;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  }
+
+ private:
+  pid_t pid_ = -1;
+  bool ended_ = false;
+};
+
+/// The process waits in that system call.
+inline bool sleeps_in(pid_t pid, long system_call) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/syscall");
+  long number = -1;
+  return static_cast<bool>(file >> number) && number == system_call;
+}
+
+}  // namespace fermata::test

@@ -1,0 +1,339 @@
+// Locks where two things happen at once: a late close, a signal, a lost session, a commit.
+#include <sys/file.h>
+
+#include <atomic>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <fstream>
+#include <thread>
+#include <vector>
+
+#include "test/integration/cluster/files.h"
+#include "test/integration/cluster/lock_calls.h"
+#include "test/support/mini_cluster.h"
+
+namespace fermata::test {
+namespace {
+
+using namespace std::chrono_literals;
+constexpr long kFcntl = 72;  // its number, as sleeps_in() wants it
+
+pid_t number_in(const std::string& file) {
+  std::ifstream in(file);
+  pid_t pid = 0;
+  REQUIRE(in >> pid);
+  return pid;
+}
+
+/// Joins when it goes, so that a failed assertion ends the test and not the program.
+class Thread {
+ public:
+  template <class Fn>
+  explicit Thread(Fn body) : thread_(std::move(body)) {}
+  ~Thread() { join(); }
+  void join() {
+    stop = true;
+    if (thread_.joinable()) thread_.join();
+  }
+  std::atomic<bool> stop{false};
+
+ private:
+  std::thread thread_;
+};
+
+bool stays_locked(const Fd& other, std::chrono::milliseconds time) {
+  return !eventually([&] { return flock(other.get(), LOCK_EX | LOCK_NB) == 0; }, time);
+}
+
+TEST_CASE("locks: the late end of one open file takes nothing from the next one", "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  write_file(a + "/f", "x");
+  Fd other(b + "/f", O_RDWR);
+  for (int i = 0; i < 60; ++i) {
+    CAPTURE(i);
+    {
+      Fd first(a + "/f", O_RDWR);  // the kernel tends to use its memory for the next one
+      REQUIRE(flock(first.get(), LOCK_EX) == 0);
+    }
+    Fd next(a + "/f", O_RDONLY);
+    REQUIRE(flock(next.get(), LOCK_EX) == 0);
+    REQUIRE(stays_locked(other, 20ms));
+  }
+  for (int i = 0; i < 60; ++i) {
+    CAPTURE(i);
+    {
+      Fd first(a + "/f", O_RDWR);
+      REQUIRE(set_lock(first, F_OFD_SETLKW, F_WRLCK) == 0);
+    }
+    Fd next(a + "/f", O_RDWR);
+    REQUIRE(set_lock(next, F_OFD_SETLKW, F_WRLCK) == 0);
+    REQUIRE_FALSE(eventually([&] { return set_lock(other, F_OFD_SETLK, F_WRLCK) == 0; }, 20ms));
+  }
+}
+
+TEST_CASE("locks: a close beside an update in place commits no mix of two versions", "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  const auto content = [](int version) {
+    return std::string(8U << 20, static_cast<char>('a' + version % 26));
+  };
+  write_file(a + "/f", content(0));
+  Fd locks(a + "/f", O_RDWR);
+  Fd closes(a + "/f", O_RDWR);
+  std::atomic<bool> stop{false};
+  Thread thread([&] {
+    // Each close commits, written or not: the kernel tells nobody what was written.
+    while (!stop) close(dup(closes.get()));
+  });
+  for (int version = 1; version <= 15; ++version) {
+    CAPTURE(version);
+    const std::string bytes = content(version);
+    write_file(b + "/f", bytes);
+    const int got = set_lock(locks, F_OFD_SETLKW, F_RDLCK);
+    const bool seen = locks.pread(bytes.size(), 0) == bytes;
+    set_lock(locks, F_OFD_SETLK, F_UNLCK);
+    const bool kept = read_file(b + "/f") == bytes;
+    stop = !(got == 0 && seen && kept) || version == 15;
+    REQUIRE(got == 0);
+    REQUIRE(seen);
+    REQUIRE(kept);
+  }
+}
+
+TEST_CASE("locks: one that is asked for while the session is renewed is held by the new one",
+          "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  // What the kernel has cached is invalidated before a new session is opened: that takes a while.
+  REQUIRE(
+      run("mkdir " + a + "/d; cd " + a + "/d; for i in {1..1500}; do echo > $i; done").exit_code ==
+      0);
+  const pid_t daemon = number_in(cluster.dir() + "/mount.pid");
+  for (int round = 0; round < 2; ++round) {
+    CAPTURE(round);
+    REQUIRE(run("cat " + a + "/d/* > /dev/null").exit_code == 0);
+    write_file(a + "/f", "old");
+    Fd mine(a + "/f", O_RDWR);
+    Fd other(b + "/f", O_RDWR);
+    REQUIRE(set_lock(mine, F_OFD_SETLK, F_RDLCK) == 0);
+    REQUIRE(kill(daemon, SIGSTOP) == 0);
+    const int waited = set_lock(other, F_OFD_SETLKW, F_WRLCK);  // until the session is over
+    set_lock(other, F_OFD_SETLK, F_UNLCK);
+    REQUIRE(kill(daemon, SIGCONT) == 0);
+    REQUIRE(waited == 0);
+    const auto until = std::chrono::steady_clock::now() + 3s;
+    int written = 0;
+    while (std::chrono::steady_clock::now() < until) {
+      REQUIRE(set_lock(mine, F_OFD_SETLK, F_UNLCK) == 0);
+      const int got = set_lock(mine, F_OFD_SETLKW, F_WRLCK);
+      if (got == EIO) continue;  // one of the old session's is to be let go of first
+      REQUIRE(got == 0);
+      mine.pwrite(std::to_string(++written), 0);
+      REQUIRE(errno_of(fsync(mine.get())) == 0);
+    }
+    CHECK(written > 0);
+    CHECK(read_file(b + "/f").starts_with(std::to_string(written)));
+  }
+}
+
+TEST_CASE("locks: a killed holder's lock goes after its work", "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  const bool unlocking = GENERATE(false, true);  // killed in F_UNLCK, or before
+  CAPTURE(unlocking);
+  constexpr std::size_t kSize = 200U << 20;
+  write_file(a + "/f", "none");
+  int ready[2];
+  REQUIRE(pipe(ready) == 0);
+  Child child([&] {
+    const int fd = open((a + "/f").c_str(), O_RDWR);
+    struct flock wanted = range(F_WRLCK);
+    if (fcntl(fd, F_SETLKW, &wanted) != 0) return 1;
+    const std::string bytes = random_bytes(kSize, 7);
+    if (write(fd, bytes.data(), bytes.size()) != static_cast<ssize_t>(bytes.size())) return 2;
+    if (write(ready[1], "y", 1) != 1) return 3;
+    struct flock none = range(F_UNLCK);
+    if (unlocking) fcntl(fd, F_SETLK, &none);
+    pause();
+    return 0;
+  });
+  char said = 0;
+  REQUIRE(read(ready[0], &said, 1) == 1);
+  if (unlocking) {
+    REQUIRE(eventually([&] { return sleeps_in(child.pid(), kFcntl); }, 10s));
+  }
+  kill(child.pid(), SIGKILL);
+  {
+    Fd other(b + "/f", O_RDWR);
+    REQUIRE(set_lock(other, F_OFD_SETLKW, F_WRLCK) == 0);
+    struct stat now {};
+    REQUIRE(fstat(other.get(), &now) == 0);
+    CHECK(static_cast<std::size_t>(now.st_size) == kSize);
+    other.pwrite("appended", now.st_size);
+    other.close();
+  }
+  (void)child.wait();
+  const std::string expected = random_bytes(kSize, 7) + "appended";
+  CHECK(read_file(b + "/f") == expected);
+  CHECK(read_file(a + "/f") == expected);
+  close(ready[0]);
+  close(ready[1]);
+}
+
+TEST_CASE("locks: a signal while the newest version is fetched leaves no lock behind", "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  constexpr std::size_t kSize = 48U << 20;
+  write_file(a + "/f", random_bytes(kSize, 1));
+  int told[2];
+  REQUIRE(pipe(told) == 0);
+  for (unsigned round = 0; round < 6; ++round) {
+    CAPTURE(round);
+    Fd mine(a + "/f", O_RDWR);
+    REQUIRE(set_lock(mine, F_OFD_SETLKW, F_WRLCK) == 0);
+    Child child([&] {
+      struct sigaction action {};
+      action.sa_handler = [](int) {};
+      sigaction(SIGALRM, &action, nullptr);
+      const int fd = open((b + "/f").c_str(), O_RDWR);
+      struct flock wanted = range(F_WRLCK);
+      const int error = errno_of(fcntl(fd, F_SETLKW, &wanted));
+      const char answer = error == 0 ? 'g' : error == EINTR ? 'i' : '?';
+      if (write(told[1], &answer, 1) != 1) return 1;
+      while (true) pause();  // it relies on what it was told, and does not let go
+    });
+    REQUIRE(eventually([&] { return sleeps_in(child.pid(), kFcntl); }, 10s));
+    std::this_thread::sleep_for(100ms);
+    mine.pwrite(random_bytes(kSize, round + 2), 0);
+    REQUIRE(set_lock(mine, F_OFD_SETLK, F_UNLCK) == 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(10 + 15 * round));
+    kill(child.pid(), SIGALRM);
+    char answer = 0;
+    REQUIRE(read(told[0], &answer, 1) == 1);
+    CHECK(answer != '?');
+    if (answer == 'g') continue;
+    CHECK(eventually([&] { return set_lock(mine, F_OFD_SETLK, F_WRLCK) == 0; }, 10s));
+  }
+  close(told[0]);
+  close(told[1]);
+}
+
+TEST_CASE("locks: of two descriptors, the late end of the one takes nothing from the other",
+          "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  for (int i = 0; i < 60; ++i) {
+    CAPTURE(i);
+    const std::string name = "/f" + std::to_string(i);  // no lock was ever asked for on it
+    write_file(a + name, "x");
+    Fd other(b + name, O_RDWR);
+    Fd read(a + name, O_RDONLY);
+    Fd write(a + name, O_RDWR);
+    REQUIRE(set_lock(read, F_SETLK, F_RDLCK) == 0);
+    REQUIRE(set_lock(write, F_SETLK, F_WRLCK) == 0);
+    read.close();
+    REQUIRE(set_lock(write, F_SETLK, F_WRLCK) == 0);
+    REQUIRE_FALSE(eventually([&] { return set_lock(other, F_OFD_SETLK, F_WRLCK) == 0; }, 20ms));
+    REQUIRE(set_lock(write, F_SETLK, F_UNLCK) == 0);
+    REQUIRE(set_lock(other, F_OFD_SETLK, F_WRLCK) == 0);
+  }
+}
+
+TEST_CASE("locks: any close lets go of a process' locks, whatever version it had opened",
+          "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  write_file(a + "/f", "x");
+  Fd mine(a + "/f", O_RDWR);
+  REQUIRE(set_lock(mine, F_SETLK, F_RDLCK) == 0);
+  write_file(b + "/f", "y");
+  {
+    Fd newer(a + "/f", O_RDONLY);
+    CHECK(newer.pread(1, 0) == "y");
+    CHECK(mine.pread(1, 0) == "x");
+  }
+  Fd other(b + "/f", O_RDWR);
+  CHECK(set_lock(other, F_OFD_SETLK, F_WRLCK) == 0);
+}
+
+TEST_CASE("locks: a request that a soft mount gave up holds nothing", "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string soft = cluster.mount_another("soft,soft_timeout=1");
+  write_file(a + "/f", "x");
+  Fd mine(soft + "/f", O_RDWR);
+  Fd other(a + "/f", O_RDWR);
+  REQUIRE(set_lock(mine, F_OFD_SETLK, F_RDLCK, 0, 1) == 0);
+  const int primary = cluster.primary();
+  std::vector<pid_t> backups;
+  for (int node = 1; node <= 3; ++node) {
+    const std::string pidfile = cluster.dir() + "/node" + std::to_string(node) + ".pid";
+    if (node != primary) backups.push_back(number_in(pidfile));
+  }
+  for (const pid_t pid : backups) kill(pid, SIGSTOP);
+  const int got = set_lock(mine, F_OFD_SETLK, F_WRLCK, 100, 10);
+  for (const pid_t pid : backups) kill(pid, SIGCONT);
+  CHECK(got == ETIMEDOUT);
+  CHECK(eventually([&] { return set_lock(other, F_OFD_SETLK, F_WRLCK, 100, 10) == 0; }, 20s));
+  CHECK(set_lock(other, F_OFD_SETLK, F_WRLCK, 0, 1) == EAGAIN);  // what it held before it still has
+}
+
+TEST_CASE("locks: what several programs of a mount write is not kept from the others' versions",
+          "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  write_file(a + "/f", "0");
+  for (int round = 0; round < 10; ++round) {
+    CAPTURE(round);
+    std::atomic<int> running{2};
+    std::vector<std::thread> threads;
+    for (int who = 0; who < 2; ++who) {
+      threads.emplace_back([&] {
+        const int fd = open((a + "/f").c_str(), O_RDWR);
+        for (int i = 0; i < 60; ++i) {
+          struct flock wanted = range(F_WRLCK);
+          fcntl(fd, F_OFD_SETLKW, &wanted);
+          (void)pwrite(fd, &i, sizeof i, 0);
+          wanted = range(F_UNLCK);
+          fcntl(fd, F_OFD_SETLK, &wanted);
+        }
+        close(fd);
+        --running;
+      });
+    }
+    for (int who = 0; who < 2; ++who) {
+      threads.emplace_back([&] {
+        while (running != 0) {
+          struct stat st {};
+          (void)stat((a + "/f").c_str(), &st);
+          close(open((a + "/f").c_str(), O_RDONLY));
+        }
+      });
+    }
+    for (auto& thread : threads) thread.join();
+    const std::string now = "round " + std::to_string(round);
+    write_file(b + "/f", now);
+    CHECK(read_file(a + "/f") == now);
+  }
+}
+
+}  // namespace
+}  // namespace fermata::test
