@@ -130,6 +130,7 @@ Task<void> FileSystem::commit_once(LoopContext& at, Credentials who, FilePtr fil
 }
 
 Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file, bool& kill) {
+  FM_CO_TRY(const auto pass, co_await file->content_gate.enter());
   CommitInput input;
   input.under = session_.id();
   bool lock_lost = locks_.lost_exclusive(file->inode, input.under);
@@ -146,13 +147,8 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
   if (!input.copy || !view) co_return fermata::Status{};
   if (input.copy->conflict()) co_return from_errno(ESTALE);  // was refused for good, and still is
   if (!input.copy->maybe_dirty() && !kill) co_return fermata::Status{};
-  if (input.copy->updating()) {
-    // Another program's lock brings it up to date just now. If that has failed it holds no version.
-    auto pass = co_await file->gate.enter();
-    if (!pass) co_return pass.error();
-    pass->release();
-    if (input.copy->updating()) co_return std::errc::io_error;
-  }
+  // Bringing it up to date for a lock was begun and has failed: it holds no version.
+  if (input.copy->updating()) co_return std::errc::io_error;
   // Nobody can open an unlinked file's next version: it ends with its last close here.
   const bool unlinked = view->attr_known && view->attr.nlink == 0;
   if (unlinked && !file->linkable.load()) co_return fermata::Status{};  // close_writer() lets go

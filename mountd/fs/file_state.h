@@ -57,6 +57,9 @@ struct FileState {
   std::atomic<bool> linkable{false};            ///< made without a name, and may still get one
   std::atomic<bool> mapped{false};  ///< a writable mapping outlived the last writable open
   std::atomic<bool> locked{false};  ///< somebody asked for a lock: every close must be heard of
+  /// One commit or update in place of the copy at a time: each takes what it finds there for one
+  /// version. Taken before `gate`.
+  Gate content_gate;
   Gate gate;                        ///< serialises what attaches, fills and truncates
   Gate lock_gate;                   ///< one lock request on its way at a time
 

@@ -392,16 +392,27 @@ Task<void> FileSystem::settle_releases(LoopContext& at, InodeId inode) {
 // The open copy becomes the newest version, under its users' feet. Local work that no commit has
 // taken stays: then the last close wins, as without locks.
 Task<void> FileSystem::update_in_place(LoopContext& at, Credentials who, FilePtr file) {
-  FM_CO_TRY(const auto pass, co_await file->gate.enter());
   CachePin copy;
   {
     MutexLock lock(file->mutex);
     copy = file->copy;
   }
-  const auto view = table_.find(file->node);
+  auto view = table_.find(file->node);
+  const auto is_newest = [&] {
+    return view && copy && view->attr_valid && view->attr.version == copy->base() &&
+           !copy->updating();
+  };
+  if (is_newest()) co_return fermata::Status{};
+  FM_CO_TRY(const auto still, co_await file->content_gate.enter());
+  FM_CO_TRY(const auto pass, co_await file->gate.enter());
+  {
+    MutexLock lock(file->mutex);
+    copy = file->copy;
+  }
+  view = table_.find(file->node);
   if (!copy || !view || copy->conflict() || file->sticky.load()) co_return fermata::Status{};
   if (view->attr_known && view->attr.nlink == 0) co_return fermata::Status{};
-  if (view->attr_valid && view->attr.version == copy->base()) co_return fermata::Status{};
+  if (is_newest()) co_return fermata::Status{};
   FM_CO_TRY(auto newest, co_await at.client->open(who, file->inode, copy->base()));
   table_.apply(newest.attr, newest.stamp, newest.leased);
   if (newest.attr.version == copy->base()) co_return fermata::Status{};

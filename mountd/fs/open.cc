@@ -571,6 +571,8 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
   Hold hold(this, file);
   constexpr int kRounds = 4;
   for (int round = 0; round < kRounds; ++round) {
+    auto still = co_await file->content_gate.enter();
+    if (!still) co_return;
     auto pass = co_await file->gate.enter();
     if (!pass || file->writers.load() != 0) co_return;
     CachePin copy;
@@ -633,6 +635,7 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
       co_return;
     }
     pass->release();
+    still->release();
     const Credentials nobody;
     const auto committed = co_await commit(at, nobody, file, 0);
     if (!committed) co_return;

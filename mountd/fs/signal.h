@@ -9,7 +9,7 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <deque>
+#include <list>
 #include <memory>
 #include <optional>
 #include <system_error>
@@ -69,7 +69,7 @@ class Gate {
   void leave();
   Mutex mutex_;
   bool taken_ FM_GUARDED_BY(mutex_) = false;
-  std::deque<std::shared_ptr<Signal>> queue_ FM_GUARDED_BY(mutex_);
+  std::list<std::shared_ptr<Signal>> queue_ FM_GUARDED_BY(mutex_);
 };
 
 }  // namespace fermata::mountd
