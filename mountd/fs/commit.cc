@@ -234,9 +234,13 @@ Task<void> FileSystem::set_aside(LoopContext& at, FilePtr file, CachePin copy, c
   count("set aside as a conflict");
   spdlog::warn("{}: local changes on version {} are kept as a conflict in {} ({})", name_of(*copy),
                copy->base().value(), copy->data_path(), why);
-  static_cast<void>(file);
   const auto job = [copy] { return copy->mark_conflict(); };
-  co_return co_await blocking<void>(*at.env, job);
+  FM_CO_CHECK(co_await blocking<void>(*at.env, job));
+  if (file) {
+    table_.retire(file->node);
+    invalidate_later(table_.expire_names(file->inode));
+  }
+  co_return fermata::Status{};
 }
 
 Task<void> FileSystem::refused(LoopContext& at, FilePtr file, CachePin copy,

@@ -176,7 +176,7 @@ asio::awaitable<void> FileSystem::settle_lineage(LoopContext& at, const Attr att
     MutexLock lock(file->mutex);
     copy = file->copy;
   }
-  if (!copy) co_return;
+  if (!copy || copy->conflict()) co_return;
   const auto job = [copy]() -> Result<bool> {
     // What an update in place writes is nobody's work (lock_ops.cc).
     const std::uint64_t updates = copy->updates();

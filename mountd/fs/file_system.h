@@ -373,9 +373,16 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   awaitable<void> restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                                 LockList before);
   bool releases_write(const LockOp& op) const;
-  Task<void> do_unlock(LoopContext& at, Credentials who, FilePtr file, LockOp op, pid_t caller);
+  /// `dirty`: to be committed whatever the lock was.
+  Task<void> do_unlock(LoopContext& at, Credentials who, FilePtr file, LockOp op, bool dirty,
+                       pid_t caller);
   Task<void> flush_and_unlock(LoopContext& at, Credentials who, std::shared_ptr<Handle> open,
                               bool dirty, std::uint64_t owner, pid_t caller);
+  /// After a release, with everything committed: is what is written from here on under no lock that
+  /// was lost?
+  void forgive_lost_locks(const FilePtr& file);
+  /// After a release with everything committed: what comes now is not written under a lost lock.
+  void forgive_lost_locks(const FilePtr& file);
   static void forget_locker(Handle& open, std::uint64_t owner);
   /// The last close of an open file description: what it locked goes.
   void release_locks(LoopContext& at, const std::shared_ptr<Handle>& open,

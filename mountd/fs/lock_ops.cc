@@ -144,7 +144,7 @@ void FileSystem::start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp
   const FilePtr file = open->file;
   if (op.type == LockType::kUnlock) {
     if (!locks_.holds(op.inode, op.space, op.owner)) return reply.ok();
-    auto task = do_unlock(loop, cred(ctx), file, std::move(op), ctx.pid);
+    auto task = do_unlock(loop, cred(ctx), file, std::move(op), false, ctx.pid);
     return run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
   }
   file->locked = true;
@@ -280,30 +280,34 @@ bool FileSystem::releases_write(const LockOp& op) const {
 
 // The lock goes even if the commit fails: its owner is told, and the work stays in the cache.
 Task<void> FileSystem::do_unlock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
-                                 pid_t caller) {
+                                 bool dirty, pid_t caller) {
   fermata::Status committed;
-  if (releases_write(op)) committed = co_await commit(at, who, file, caller);
+  const bool commits = dirty || releases_write(op);
+  if (commits) committed = co_await commit(at, who, file, caller);
   op.ticket = 0;
   const auto released = co_await try_lock(at, who, file, op);
   if (!committed) co_return committed;
+  if (commits) forgive_lost_locks(file);
   if (!released) co_return released.error();
   co_return fermata::Status{};
+}
+
+void FileSystem::forgive_lost_locks(const FilePtr& file) {
+  if (locks_.lost_exclusive(file->inode, session_.id())) return;
+  MutexLock lock(file->mutex);
+  file->lock_lost = false;
 }
 
 // close(2): a process' locks on the file go with any of its descriptors for it (fcntl(2)).
 Task<void> FileSystem::flush_and_unlock(LoopContext& at, Credentials who,
                                         std::shared_ptr<Handle> open, bool dirty,
                                         std::uint64_t owner, pid_t caller) {
-  const FilePtr file = open->file;
-  fermata::Status committed;
-  if (dirty) committed = co_await commit(at, who, file, caller);
   LockOp op;
-  op.inode = file->inode;
+  op.inode = open->file->inode;
   op.owner = owner;
   op.range = kWholeFile;
-  const auto released = co_await try_lock(at, who, file, op);
-  if (released) forget_locker(*open, owner);
-  if (!committed) co_return committed;
+  const auto released = co_await do_unlock(at, who, open->file, op, dirty, caller);
+  if (!locks_.holds(op.inode, op.space, owner)) forget_locker(*open, owner);
   // A lock of a session that is over is released already.
   if (!released && released.error() != std::errc::no_such_file_or_directory) {
     co_return released.error();
@@ -350,7 +354,7 @@ void FileSystem::release_lock(LoopContext& at, const FilePtr& file, LockSpace sp
 asio::awaitable<void> FileSystem::unlock_behind(LoopContext& at, FilePtr file, LockOp op) {
   Hold hold(this, file);
   const Credentials nobody;
-  const auto released = co_await do_unlock(at, nobody, file, op, 0);
+  const auto released = co_await do_unlock(at, nobody, file, op, false, 0);
   if (!released) {
     spdlog::warn("inode {}: a lock could not be released: {}", file->inode.value(),
                  released.error().message());

@@ -538,6 +538,12 @@ bool NodeTable::committed(NodeHandle handle, Version version) {
   return true;
 }
 
+void NodeTable::retire(NodeHandle handle) {
+  MutexLock lock(mutex_);
+  const auto found = nodes_.find(raw(handle));
+  if (found != nodes_.end()) found->second.version = Version{};
+}
+
 bool NodeTable::in_use(InodeId id) {
   MutexLock lock(mutex_);
   const Inode* of = peek_inode(id);

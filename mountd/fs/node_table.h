@@ -151,6 +151,9 @@ class NodeTable {
   /// The node's content has been committed as `version`. True if the names of the inode led
   /// elsewhere and now lead to this node.
   bool committed(NodeHandle node, Version version);
+  /// The node's content has become no version, and will be none: who opens the file from here on
+  /// gets another node.
+  void retire(NodeHandle node);
   /// Runs `detach` under the table's lock if the node is idle: nobody can start to use it then.
   template <class Fn>
   bool if_idle(const FileState& file, Fn detach) {

@@ -268,6 +268,8 @@ void FileSystem::attach_copy(const FilePtr& file, CachePin copy) {
     file->fill.reset();
     file->times.settle(mtime_base);
     file->atime_base_ns = atime_base;
+    file->fenced = false;  // that was said of the copy before
+    file->lock_lost = false;
   }
   FuseSession* fuse = fuse_.load();
   if (old_backing > 0 && fuse != nullptr) (void)fuse->close_backing(old_backing);
@@ -630,8 +632,11 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
     }
     if (!probe) co_return;
     if (!probe->modified) {
+      const bool lost = locks_.lost_exclusive(file->inode, session_.id());
       MutexLock lock(file->mutex);
-      if (!users && !file->sticky.load() && file->writers.load() == 0) copy->note_closed();
+      if (users || file->writers.load() != 0) co_return;
+      if (!lost) file->lock_lost = false;
+      if (!file->sticky.load()) copy->note_closed();
       co_return;
     }
     pass->release();
