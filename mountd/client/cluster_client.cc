@@ -202,6 +202,15 @@ Task<Opened> ClusterClient::open(Credentials cred, InodeId inode, Version have) 
   }
 }
 
+Task<SessionId> ClusterClient::session() {
+  const auto router = impl_->router;
+  for (;;) {
+    const SessionId now = router->session().id();
+    if (now) co_return now;
+    FM_CO_CHECK(co_await router->wait_for_session(SessionId()));
+  }
+}
+
 Task<MutationReply> ClusterClient::mutate(Credentials cred, Mutation op, Buffer payload,
                                           SessionId under) {
   const auto impl = impl_;

@@ -71,6 +71,8 @@ class ClusterClient {
   Task<GetXattrsReply> getxattrs(Credentials cred, InodeId inode);
   Task<StatFsReply> statfs(Credentials cred);
 
+  /// The open session; waits for one while there is none. Errors: ETIMEDOUT (soft mount), EINTR.
+  Task<SessionId> session();
   /// Every mutation. The payload as CommitOp says.
   /// With `under`: in that session only, else kSessionExpired and nothing was sent.
   Task<MutationReply> mutate(Credentials cred, Mutation op, Buffer payload = {},

@@ -25,6 +25,7 @@ void ClientSession::opened(SessionId id, Epoch epoch, Stamp valid_from, TimePoin
   valid_from_.store(valid_from.value(), std::memory_order_release);
   epoch_.store(epoch.value(), std::memory_order_release);
   lease_until_.store(lease_until.time_since_epoch().count(), std::memory_order_release);
+  newest_.store(id.value(), std::memory_order_release);
   id_.store(id.value(), std::memory_order_release);
   confirmations_.fetch_add(1, std::memory_order_acq_rel);
 }

@@ -24,7 +24,10 @@ class ClientSession {
  public:
   explicit ClientSession(Clock& clock) : clock_(clock) {}
 
+  /// None between two sessions.
   SessionId id() const { return SessionId(id_.load(std::memory_order_acquire)); }
+  /// The same, but between two sessions the one that is over.
+  SessionId newest_id() const { return SessionId(newest_.load(std::memory_order_acquire)); }
   Epoch epoch() const { return Epoch(epoch_.load(std::memory_order_acquire)); }
   /// True while what was cached under `stamp` may be used without asking (callbacks aside).
   bool lease_holds(Stamp stamp) const {
@@ -60,6 +63,7 @@ class ClientSession {
  private:
   Clock& clock_;
   std::atomic<std::uint64_t> id_{0};
+  std::atomic<std::uint64_t> newest_{0};
   std::atomic<std::uint64_t> epoch_{0};
   std::atomic<std::uint64_t> valid_from_{~0ULL};
   std::atomic<std::uint32_t> unsettled_{0};

@@ -132,15 +132,10 @@ Task<void> FileSystem::commit_once(LoopContext& at, Credentials who, FilePtr fil
 Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file, bool& kill) {
   FM_CO_TRY(const auto pass, co_await file->content_gate.enter());
   CommitInput input;
-  input.under = session_.id();
-  bool lock_lost = locks_.lost_exclusive(file->inode, input.under);
   {
     MutexLock lock(file->mutex);
-    lock_lost = lock_lost || file->lock_lost;
     input.copy = file->copy;
     input.clear_suid_sgid = std::exchange(file->kill_privileges, false);
-    const bool other_session = file->work_session && file->work_session != input.under;
-    input.may_replace = !file->fenced && !other_session;
   }
   kill = input.clear_suid_sgid;
   const auto view = table_.find(file->node);
@@ -175,12 +170,20 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
   if (view->noted_read) input.atime = view->attr.atime;
   input.cred = who;
   if (look.modified) file->sticky = true;  // what is being committed stays the mount's
-  if (look.modified && lock_lost) {
-    FM_CO_CHECK(co_await set_aside(at, file, copy, "its lock was lost with the session"));
-    co_return from_errno(ESTALE);
-  }
   input.path_hint = copy->path_hint();
   if (look.modified) {
+    FM_CO_TRY(input.under, co_await at.client->session());
+    bool lock_lost = locks_.lost_exclusive(file->inode, input.under);
+    {
+      MutexLock lock(file->mutex);
+      lock_lost = lock_lost || file->lock_lost;
+      const bool other_session = file->work_session && file->work_session != input.under;
+      input.may_replace = !file->fenced && !other_session;
+    }
+    if (lock_lost) {
+      FM_CO_CHECK(co_await set_aside(at, file, copy, "its lock was lost with the session"));
+      co_return from_errno(ESTALE);
+    }
     auto outcome = co_await commit_copy(*at.env, *at.client, input);
     if (!outcome) co_return co_await refused(at, file, copy, outcome.error());
     if (outcome->changed) {

@@ -378,9 +378,6 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                        pid_t caller);
   Task<void> flush_and_unlock(LoopContext& at, Credentials who, std::shared_ptr<Handle> open,
                               bool dirty, std::uint64_t owner, pid_t caller);
-  /// After a release, with everything committed: is what is written from here on under no lock that
-  /// was lost?
-  void forgive_lost_locks(const FilePtr& file);
   /// After a release with everything committed: what comes now is not written under a lost lock.
   void forgive_lost_locks(const FilePtr& file);
   static void forget_locker(Handle& open, std::uint64_t owner);

@@ -235,7 +235,7 @@ Task<LockList> FileSystem::try_lock(LoopContext& at, Credentials who, FilePtr fi
   SessionId session;
   Result<MutationReply> reply = Errc::kSessionExpired;
   for (int i = 0; !reply && reply.error() == Errc::kSessionExpired && i < kSessionsMax; ++i) {
-    session = session_.id();
+    FM_CO_TRY(session, co_await at.client->session());
     // A lock that went with its session cannot be built upon: whoever holds it must let go first.
     if (acquires && locks_.lost_any(op.inode, op.space, op.owner, session)) {
       co_return std::errc::io_error;

@@ -403,7 +403,7 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
     ++file->opens;
     if (wish.writable) {
       if (file->writers.fetch_add(1) == 0 && !file->sticky.load()) {
-        file->work_session = session_.id();
+        file->work_session = session_.newest_id();
       }
     } else if (!file->locked.load()) {
       result.flags |= kOpenNoFlush;

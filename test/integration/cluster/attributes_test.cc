@@ -8,6 +8,7 @@
 
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <thread>
 
 #include "test/integration/cluster/files.h"
 #include "test/support/mini_cluster.h"
@@ -175,6 +176,35 @@ TEST_CASE("O_TMPFILE: named after a failover it has all that was written, on eve
     cluster.restart_node(dead);
   }
   CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("O_TMPFILE: written and closed while it is given a name, it has what was written",
+          "[attributes]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string b = cluster.mount_another();
+  int named = 0;
+  for (int i = 0; i < 150; ++i) {
+    CAPTURE(i);
+    const std::string name = "/t" + std::to_string(i);
+    Fd fd(cluster.mnt(), O_TMPFILE | O_RDWR, 0644);
+    fd.pwrite("first", 0);
+    const std::string from = "/proc/self/fd/" + std::to_string(fd.get());
+    const std::string to = cluster.mnt() + name;
+    int linked = -1;
+    std::thread links([&] {
+      linked = ::linkat(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), AT_SYMLINK_FOLLOW);
+    });
+    std::this_thread::sleep_for(std::chrono::microseconds(i * 20));
+    fd.pwrite("later", 0);
+    fd.close();
+    links.join();
+    if (linked != 0) continue;  // it was closed already
+    ++named;
+    REQUIRE(read_file(b + name) == "later");
+    REQUIRE(read_file(to) == "later");
+  }
+  CHECK(named > 0);
 }
 
 TEST_CASE("O_TMPFILE: one that never got a name leaves nothing behind", "[attributes]") {

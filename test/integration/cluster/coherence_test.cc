@@ -142,6 +142,37 @@ TEST_CASE("two mounts: a change of mode shows what the other mount has written",
   }
 }
 
+TEST_CASE("two mounts: a change through a descriptor of an older version shows in the newer one",
+          "[coherence]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt() + "/f";
+  const std::string b = cluster.mount_another() + "/f";
+  write_file(a, "first");
+  const Fd older(a, O_RDWR);
+  write_file(b, "the other mount's");
+  for (const mode_t mode : {0600, 0640, 0644}) {
+    CAPTURE(mode);
+    CHECK(stat_of(a).st_size == 17);  // the kernel has the newer version's attributes
+    REQUIRE(fchmod(older.get(), mode) == 0);
+    CHECK((stat_of(a).st_mode & 07777) == mode);
+  }
+  // u::rwx,u:1:rwx,g::---,m::rwx,o::--- (include/uapi/linux/posix_acl_xattr.h)
+  const unsigned char acl[] = {2,    0,    0,    0,    1,    0,    7,  0,    0xff, 0xff, 0xff,
+                               0xff, 2,    0,    7,    0,    1,    0,  0,    0,    4,    0,
+                               0,    0,    0xff, 0xff, 0xff, 0xff, 16, 0,    7,    0,    0xff,
+                               0xff, 0xff, 0xff, 32,   0,    0,    0,  0xff, 0xff, 0xff, 0xff};
+  REQUIRE(fsetxattr(older.get(), "system.posix_acl_access", acl, sizeof acl, 0) == 0);
+  CHECK((stat_of(a).st_mode & 07777) == 0770);
+  REQUIRE(fremovexattr(older.get(), "system.posix_acl_access") == 0);
+  REQUIRE(fchown(older.get(), 12, 34) == 0);
+  CHECK(stat_of(a).st_uid == 12);
+  CHECK(link(a.c_str(), (a + "2").c_str()) == 0);
+  struct stat now {};
+  REQUIRE(fstat(older.get(), &now) == 0);
+  CHECK(now.st_nlink == 2);
+}
+
 TEST_CASE("two mounts: what a killed process wrote is everywhere when it has been waited for",
           "[coherence]") {
   FM_NEEDS_MOUNTS();
