@@ -19,10 +19,12 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <unordered_set>
 #include <vector>
@@ -373,9 +375,13 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   awaitable<void> restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                                 LockList before);
   bool releases_write(const LockOp& op) const;
-  /// `dirty`: to be committed whatever the lock was.
-  Task<void> do_unlock(LoopContext& at, Credentials who, FilePtr file, LockOp op, bool dirty,
-                       pid_t caller);
+  struct Unlock {
+    LockOp op;
+    bool dirty = false;  ///< to be committed whatever the lock was
+    pid_t caller = 0;
+    bool behind = false;  ///< nobody waits for it
+  };
+  Task<void> do_unlock(LoopContext& at, Credentials who, FilePtr file, Unlock what);
   Task<void> flush_and_unlock(LoopContext& at, Credentials who, std::shared_ptr<Handle> open,
                               bool dirty, std::uint64_t owner, pid_t caller);
   /// After a release with everything committed: what comes now is not written under a lost lock.
@@ -385,7 +391,12 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   void release_locks(LoopContext& at, const std::shared_ptr<Handle>& open,
                      const ReleaseRequest& request);
   void release_lock(LoopContext& at, const FilePtr& file, LockSpace space, std::uint64_t owner);
+  void release_behind(LoopContext& at, const FilePtr& file, LockOp op);
   awaitable<void> unlock_behind(LoopContext& at, FilePtr file, LockOp op);
+  void begin_settling(const LockOp& op);
+  void end_settling(const LockOp& op);
+  /// What the owner's earlier requests left to be done is done.
+  Task<void> settled(LoopContext& at, LockOp op);
   Task<void> settle_releases(LoopContext& at, InodeId inode);
   Task<void> update_in_place(LoopContext& at, Credentials who, FilePtr file);
 
@@ -434,13 +445,14 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   HeldLocks locks_;
   std::atomic<std::uint64_t> next_ticket_{1};
 
-  /// Releases of an inode's locks that were not waited for.
-  struct Unlocks {
+  /// Changes of an owner's locks that nobody waited for when they were begun.
+  struct Settling {
     std::size_t running = 0;
     std::vector<std::shared_ptr<Signal>> waiters;
   };
-  Mutex unlocks_mutex_;
-  std::unordered_map<InodeId, Unlocks> unlocks_ FM_GUARDED_BY(unlocks_mutex_);
+  using LockKey = std::tuple<InodeId, LockSpace, std::uint64_t>;  // the owner's number
+  Mutex settling_mutex_;
+  std::map<LockKey, Settling> settling_ FM_GUARDED_BY(settling_mutex_);
 
   Mutex handles_mutex_;
   std::unordered_map<std::uint64_t, std::shared_ptr<Handle>> handles_ FM_GUARDED_BY(handles_mutex_);

@@ -46,6 +46,11 @@ bool would_wait(std::error_code error) {
   return error == std::errc::resource_unavailable_try_again;
 }
 
+/// The caller did not wait for the end of what it had begun.
+bool was_cut_short(std::error_code error) {
+  return error == std::errc::interrupted || error == std::errc::operation_canceled;
+}
+
 }  // namespace
 
 void FileSystem::getlk(Ctx ctx, NodeHandle, const LockRequest& request, LockReply reply) {
@@ -144,7 +149,8 @@ void FileSystem::start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp
   const FilePtr file = open->file;
   if (op.type == LockType::kUnlock) {
     if (!locks_.holds(op.inode, op.space, op.owner)) return reply.ok();
-    auto task = do_unlock(loop, cred(ctx), file, std::move(op), false, ctx.pid);
+    Unlock what{std::move(op), false, ctx.pid, false};
+    auto task = do_unlock(loop, cred(ctx), file, std::move(what));
     return run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
   }
   file->locked = true;
@@ -168,6 +174,7 @@ void FileSystem::start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp
 Task<void> FileSystem::do_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                                pid_t caller, std::shared_ptr<LockJob> job) {
   const LockOp asked = op;
+  FM_CO_CHECK(co_await settled(at, op));
   // Changing a write lock into a read lock lets others read: what was written is to be seen.
   if (asked.type == LockType::kShared && releases_write(asked)) {
     FM_CO_CHECK(co_await commit(at, who, file, caller));
@@ -278,12 +285,24 @@ bool FileSystem::releases_write(const LockOp& op) const {
   return false;
 }
 
-// The lock goes even if the commit fails: its owner is told, and the work stays in the cache.
-Task<void> FileSystem::do_unlock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
-                                 bool dirty, pid_t caller) {
+// The lock goes even if the commit fails: its owner is told, and the work stays in the cache. From
+// then on it may be derived from what others have replaced under the lock: it is committed only if
+// they have not.
+Task<void> FileSystem::do_unlock(LoopContext& at, Credentials who, FilePtr file, Unlock what) {
+  LockOp& op = what.op;
   fermata::Status committed;
-  const bool commits = dirty || releases_write(op);
-  if (commits) committed = co_await commit(at, who, file, caller);
+  if (!what.behind) committed = co_await settled(at, op);
+  const bool commits = what.dirty || releases_write(op);
+  if (committed && commits) committed = co_await commit(at, who, file, what.caller);
+  if (!committed && !what.behind && was_cut_short(committed.error())) {
+    // Its caller is being killed. The commit goes on, and the lock is kept until it has ended.
+    release_behind(at, file, std::move(op));
+    co_return committed;
+  }
+  if (!committed) {
+    MutexLock lock(file->mutex);
+    file->fenced = true;
+  }
   op.ticket = 0;
   const auto released = co_await try_lock(at, who, file, op);
   if (!committed) co_return committed;
@@ -306,7 +325,8 @@ Task<void> FileSystem::flush_and_unlock(LoopContext& at, Credentials who,
   op.inode = open->file->inode;
   op.owner = owner;
   op.range = kWholeFile;
-  const auto released = co_await do_unlock(at, who, open->file, op, dirty, caller);
+  Unlock what{op, dirty, caller, false};
+  const auto released = co_await do_unlock(at, who, open->file, std::move(what));
   if (!locks_.holds(op.inode, op.space, owner)) forget_locker(*open, owner);
   // A lock of a session that is over is released already.
   if (!released && released.error() != std::errc::no_such_file_or_directory) {
@@ -343,31 +363,60 @@ void FileSystem::release_lock(LoopContext& at, const FilePtr& file, LockSpace sp
   op.space = space;
   op.owner = owner;
   op.range = kWholeFile;
-  file->holds.fetch_add(1);  // the open has one still
-  {
-    MutexLock lock(unlocks_mutex_);
-    ++unlocks_[file->inode].running;
-  }
-  background(at, "release lock", unlock_behind(at, file, op));
+  release_behind(at, file, std::move(op));
+}
+
+// Commits what a write lock protected, then releases it. `file` has a hold.
+void FileSystem::release_behind(LoopContext& at, const FilePtr& file, LockOp op) {
+  file->holds.fetch_add(1);
+  begin_settling(op);
+  background(at, "release lock", unlock_behind(at, file, std::move(op)));
 }
 
 asio::awaitable<void> FileSystem::unlock_behind(LoopContext& at, FilePtr file, LockOp op) {
   Hold hold(this, file);
   const Credentials nobody;
-  const auto released = co_await do_unlock(at, nobody, file, op, false, 0);
+  Unlock what{op, false, 0, true};
+  const auto released = co_await do_unlock(at, nobody, file, std::move(what));
   if (!released) {
     spdlog::warn("inode {}: a lock could not be released: {}", file->inode.value(),
                  released.error().message());
   }
+  end_settling(op);
+}
+
+// --- what nobody waits for -----------------------------------------------------------------------
+
+void FileSystem::begin_settling(const LockOp& op) {
+  MutexLock lock(settling_mutex_);
+  ++settling_[{op.inode, op.space, op.owner}].running;
+}
+
+void FileSystem::end_settling(const LockOp& op) {
   std::vector<std::shared_ptr<Signal>> waiters;
   {
-    MutexLock lock(unlocks_mutex_);
-    const auto found = unlocks_.find(file->inode);
-    if (--found->second.running != 0) co_return;
+    MutexLock lock(settling_mutex_);
+    const auto found = settling_.find({op.inode, op.space, op.owner});
+    if (--found->second.running != 0) return;
     waiters.swap(found->second.waiters);
-    unlocks_.erase(found);
+    settling_.erase(found);
   }
   for (const auto& waiter : waiters) waiter->set({});
+}
+
+// A request of the owner is carried out after what it asked for before: else an unlock that is late
+// would take away what was granted since.
+Task<void> FileSystem::settled(LoopContext& at, LockOp op) {
+  while (true) {
+    const auto passed = std::make_shared<Signal>(at.env->executor());
+    {
+      MutexLock lock(settling_mutex_);
+      const auto found = settling_.find({op.inode, op.space, op.owner});
+      if (found == settling_.end()) co_return fermata::Status{};
+      found->second.waiters.push_back(passed);
+    }
+    if (const auto error = co_await passed->wait()) co_return error;
+  }
 }
 
 // close(2) does not wait for its RELEASE, so a lock may still be here whose file was closed before
@@ -380,14 +429,18 @@ Task<void> FileSystem::settle_releases(LoopContext& at, InodeId inode) {
     asio::post(loop.env->executor(), [passed] { passed->set({}); });
     if (const auto error = co_await passed->wait()) co_return error;
   }
-  const auto released = std::make_shared<Signal>(at.env->executor());
+  std::vector<std::shared_ptr<Signal>> released;
   {
-    MutexLock lock(unlocks_mutex_);
-    const auto found = unlocks_.find(inode);
-    if (found == unlocks_.end()) co_return fermata::Status{};
-    found->second.waiters.push_back(released);
+    MutexLock lock(settling_mutex_);
+    for (auto& [key, settling] : settling_) {
+      if (std::get<InodeId>(key) != inode) continue;
+      released.push_back(std::make_shared<Signal>(at.env->executor()));
+      settling.waiters.push_back(released.back());
+    }
   }
-  if (const auto error = co_await released->wait()) co_return error;
+  for (const auto& each : released) {
+    if (const auto error = co_await each->wait()) co_return error;
+  }
   co_return fermata::Status{};
 }
 
