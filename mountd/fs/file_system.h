@@ -359,7 +359,10 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
         : finished(std::make_shared<Signal>(executor)) {}
     const std::shared_ptr<Signal> finished;
     bool detect_deadlock = false;
-    bool given_up = false;  // on the loop
+    // On the loop.
+    bool given_up = false;  // its caller has been answered: what is granted now is given back
+    bool ended = false;
+    std::error_code error;  // when it has ended
   };
   /// The owner, for the cluster, of the fcntl lock that the request is about.
   static std::uint64_t owner_of(Handle& open, std::uint64_t kernel_owner);
@@ -372,8 +375,13 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                            std::shared_ptr<LockJob> job);
   Task<LockList> try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op);
   awaitable<void> give_up_lock(LoopContext& at, LockOp op);
-  awaitable<void> restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op,
-                                LockList before);
+  Task<LockList> change_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op);
+  Task<void> restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op,
+                           LockList before);
+  void settle_doubt(LoopContext& at, const FilePtr& file, LockOp op);
+  awaitable<void> settle_doubt_behind(LoopContext& at, FilePtr file, LockOp op);
+  /// The cluster has of the owner's locks in op.range what the mirror has.
+  Task<void> make_as_noted(LoopContext& at, FilePtr file, LockOp op);
   bool releases_write(const LockOp& op) const;
   struct Unlock {
     LockOp op;

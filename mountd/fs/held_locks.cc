@@ -57,4 +57,26 @@ bool HeldLocks::in_the_way(InodeId inode, LockSpace space, const HeldLock& wante
   return find_conflict(found->second, wanted).has_value();
 }
 
+std::vector<LockOp> undo_of(const LockOp& op, const LockList& before) {
+  std::vector<LockOp> out;
+  const auto add = [&](LockType type, std::uint64_t first, std::uint64_t last) {
+    LockOp piece = op;
+    piece.ticket = 0;
+    piece.type = type;
+    piece.range = {first, last};
+    out.push_back(std::move(piece));
+  };
+  std::uint64_t done_below = op.range.first;
+  for (const HeldLock& lock : before) {
+    if (!lock.range.overlaps(op.range)) continue;
+    const std::uint64_t first = std::max(lock.range.first, op.range.first);
+    const std::uint64_t last = std::min(lock.range.last, op.range.last);
+    if (first > done_below) add(LockType::kUnlock, done_below, first - 1);
+    add(lock.type, first, last);
+    done_below = last + 1;  // kLockEnd is less than the type's end
+  }
+  if (done_below <= op.range.last) add(LockType::kUnlock, done_below, op.range.last);
+  return out;
+}
+
 }  // namespace fermata::mountd

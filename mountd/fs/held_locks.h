@@ -6,9 +6,11 @@
 
 #include <map>
 #include <utility>
+#include <vector>
 
 #include "common/base/mutex.h"
 #include "common/base/range_locks.h"
+#include "common/wire/messages.h"
 
 namespace fermata::mountd {
 
@@ -35,5 +37,8 @@ class HeldLocks {
   mutable Mutex mutex_;
   std::map<std::pair<InodeId, LockSpace>, LockList> locks_ FM_GUARDED_BY(mutex_);
 };
+
+/// The requests that make an owner's locks in op.range what they were `before` it was granted.
+std::vector<LockOp> undo_of(const LockOp& op, const LockList& before);
 
 }  // namespace fermata::mountd

@@ -46,6 +46,9 @@ bool would_wait(std::error_code error) {
   return error == std::errc::resource_unavailable_try_again;
 }
 
+/// The request was given up while it was on its way.
+bool may_have_happened(std::error_code error) { return error == std::errc::timed_out; }
+
 /// The caller did not wait for the end of what it had begun.
 bool was_cut_short(std::error_code error) {
   return error == std::errc::interrupted || error == std::errc::operation_canceled;
@@ -182,11 +185,12 @@ Task<void> FileSystem::do_lock(LoopContext& at, Credentials who, FilePtr file, L
   file->holds.fetch_add(1);  // the open has one
   background(at, "lock", run_lock(at, who, file, op, job));
   const auto error = co_await job->finished->wait();
-  if (error != std::errc::operation_canceled) {
-    if (error) co_return error;
+  if (error != std::errc::operation_canceled || job->ended) {
+    if (job->error) co_return job->error;
     co_return fermata::Status{};
   }
   job->given_up = true;
+  begin_settling(asked);
   if (asked.ticket != 0) background(at, "give up lock", give_up_lock(at, asked));
   co_return from_errno(EINTR);
 }
@@ -213,28 +217,32 @@ asio::awaitable<void> FileSystem::run_lock(LoopContext& at, Credentials who, Fil
     }
     if (*turn && !job->given_up) granted = co_await try_lock(at, who, file, op);
   }
-  if (!granted) {
-    job->finished->set(granted.error());
-    co_return;
+  if (granted && !job->given_up) {
+    const auto fresh = co_await update_in_place(at, who, file);
+    if (!fresh) {
+      spdlog::warn("inode {}: locked, but its newest version could not be fetched: {}",
+                   file->inode.value(), fresh.error().message());
+      job->error = fresh.error();
+    }
   }
-  if (job->given_up) {
-    co_await restore_locks(at, who, file, op, *granted);
-    co_return;
+  if (!granted) job->error = granted.error();
+  if (!granted && may_have_happened(job->error)) settle_doubt(at, file, op);
+  if (granted && (job->error || job->given_up)) {
+    (void)co_await restore_locks(at, who, file, op, *granted);
   }
-  const auto fresh = co_await update_in_place(at, who, file);
-  std::error_code error;
-  if (!fresh) error = fresh.error();
-  if (error) {
-    spdlog::warn("inode {}: locked, but its newest version could not be fetched: {}",
-                 file->inode.value(), error.message());
-    co_await restore_locks(at, who, file, op, *granted);
-  }
-  job->finished->set(error);
+  job->ended = true;
+  if (job->given_up) end_settling(op);
+  job->finished->set({});
 }
 
 // One attempt. The answer: what the owner held on the file before.
 Task<LockList> FileSystem::try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op) {
   FM_CO_TRY(const auto pass, co_await file->lock_gate.enter());
+  co_return co_await change_lock(at, who, file, std::move(op));
+}
+
+// The same, inside the gate.
+Task<LockList> FileSystem::change_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op) {
   const LockList before = locks_.of_owner(op.inode, op.space, op.owner);
   // A lock belongs to the session that it is granted in: the answer must be of the one asked in.
   constexpr int kSessionsMax = 3;
@@ -260,22 +268,53 @@ Task<LockList> FileSystem::try_lock(LoopContext& at, Credentials who, FilePtr fi
   co_return before;
 }
 
-asio::awaitable<void> FileSystem::restore_locks(LoopContext& at, Credentials who, FilePtr file,
-                                                LockOp op, LockList before) {
-  LockOp back = op;
-  back.ticket = 0;
-  back.type = LockType::kUnlock;
-  auto done = co_await try_lock(at, who, file, back);
-  for (const HeldLock& lock : before) {
-    if (!lock.range.overlaps(op.range)) continue;
-    back.type = lock.type;
-    back.range = lock.range;
-    done = co_await try_lock(at, who, file, back);
-    if (!done) {
-      spdlog::warn("inode {}: a lock could not be put back after an interrupted request: {}",
-                   file->inode.value(), done.error().message());
-    }
+// Undoes a request that was granted when nobody waited for it any more, or that is of no use.
+Task<void> FileSystem::restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op,
+                                     LockList before) {
+  FM_CO_TRY(const auto pass, co_await file->lock_gate.enter());
+  // The file was closed, or all was released, in between.
+  if (!locks_.holds(op.inode, op.space, op.owner)) co_return fermata::Status{};
+  for (const LockOp& back : undo_of(op, before)) {
+    const auto done = co_await change_lock(at, who, file, back);
+    if (done) continue;
+    spdlog::warn("inode {}: a lock could not be put back after an interrupted request: {}",
+                 file->inode.value(), done.error().message());
   }
+  co_return fermata::Status{};
+}
+
+// The cluster may have granted what a soft mount gave up asking for. It is asked until it has
+// answered to make it what is noted here: then the old request was carried out before that, or
+// never will be.
+void FileSystem::settle_doubt(LoopContext& at, const FilePtr& file, LockOp op) {
+  file->holds.fetch_add(1);  // the caller has one
+  begin_settling(op);
+  background(at, "settle lock", settle_doubt_behind(at, file, std::move(op)));
+}
+
+asio::awaitable<void> FileSystem::settle_doubt_behind(LoopContext& at, FilePtr file, LockOp op) {
+  constexpr auto kPause = std::chrono::milliseconds(500);
+  Hold hold(this, file);
+  bool doubt = true;
+  while (doubt) {
+    const auto done = co_await make_as_noted(at, file, op);
+    doubt = !done && may_have_happened(done.error());
+    if (!doubt) continue;
+    const std::error_code stop = co_await at.env->sleep_for(kPause);
+    if (stop) break;  // the mount ends, and its session with it
+  }
+  end_settling(op);
+}
+
+Task<void> FileSystem::make_as_noted(LoopContext& at, FilePtr file, LockOp op) {
+  FM_CO_TRY(const auto pass, co_await file->lock_gate.enter());
+  const LockList noted = locks_.of_owner(op.inode, op.space, op.owner);
+  const Credentials nobody;
+  for (const LockOp& back : undo_of(op, noted)) {
+    FM_CO_TRY(const auto before, co_await change_lock(at, nobody, file, back));
+    static_cast<void>(before);
+  }
+  co_return fermata::Status{};
 }
 
 bool FileSystem::releases_write(const LockOp& op) const {
