@@ -43,10 +43,18 @@ struct FillJob {
   std::vector<std::uint32_t> urgent FM_GUARDED_BY(mutex);  ///< chunks that a read waits for
 };
 
+/// What the nodes of an inode share: its locks are the cluster's by inode (docs/FUSE.md rule 4).
+struct InodeLocks {
+  std::atomic<bool> asked{false};  ///< somebody asked for a lock: every close must be heard of
+  Gate gate;                       ///< one lock request on its way at a time
+};
+
 struct FileState {
-  FileState(InodeId inode_id, NodeHandle handle) : inode(inode_id), node(handle) {}
+  FileState(InodeId inode_id, NodeHandle handle, std::shared_ptr<InodeLocks> shared)
+      : inode(inode_id), node(handle), locks(std::move(shared)) {}
   const InodeId inode;
   const NodeHandle node;
+  const std::shared_ptr<InodeLocks> locks;
 
   std::atomic<std::uint32_t> holds{0};
   std::atomic<std::uint32_t> writers{0};  ///< writable opens
@@ -56,12 +64,10 @@ struct FileState {
   std::atomic<bool> unlinked_elsewhere{false};  ///< told to be open when it lost its last name
   std::atomic<bool> linkable{false};            ///< made without a name, and may still get one
   std::atomic<bool> mapped{false};  ///< a writable mapping outlived the last writable open
-  std::atomic<bool> locked{false};  ///< somebody asked for a lock: every close must be heard of
   /// One commit or update in place of the copy at a time: each takes what it finds there for one
   /// version. Taken before `gate`.
   Gate content_gate;
   Gate gate;       ///< serialises what attaches, fills and truncates
-  Gate lock_gate;  ///< one lock request on its way at a time
 
   Mutex mutex;
   CachePin copy FM_GUARDED_BY(mutex);

@@ -156,7 +156,7 @@ void FileSystem::start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp
     auto task = do_unlock(loop, cred(ctx), file, std::move(what));
     return run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
   }
-  file->locked = true;
+  file->locks->asked = true;
   bool of_process = false;
   if (op.space == LockSpace::kPosix) {
     of_process = op.owner != open->number;
@@ -237,7 +237,7 @@ asio::awaitable<void> FileSystem::run_lock(LoopContext& at, Credentials who, Fil
 
 // One attempt. The answer: what the owner held on the file before.
 Task<LockList> FileSystem::try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op) {
-  FM_CO_TRY(const auto pass, co_await file->lock_gate.enter());
+  FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
   co_return co_await change_lock(at, who, file, std::move(op));
 }
 
@@ -271,7 +271,7 @@ Task<LockList> FileSystem::change_lock(LoopContext& at, Credentials who, FilePtr
 // Undoes a request that was granted when nobody waited for it any more, or that is of no use.
 Task<void> FileSystem::restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                                      LockList before) {
-  FM_CO_TRY(const auto pass, co_await file->lock_gate.enter());
+  FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
   // The file was closed, or all was released, in between.
   if (!locks_.holds(op.inode, op.space, op.owner)) co_return fermata::Status{};
   for (const LockOp& back : undo_of(op, before)) {
@@ -307,7 +307,7 @@ asio::awaitable<void> FileSystem::settle_doubt_behind(LoopContext& at, FilePtr f
 }
 
 Task<void> FileSystem::make_as_noted(LoopContext& at, FilePtr file, LockOp op) {
-  FM_CO_TRY(const auto pass, co_await file->lock_gate.enter());
+  FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
   const LockList noted = locks_.of_owner(op.inode, op.space, op.owner);
   const Credentials nobody;
   for (const LockOp& back : undo_of(op, noted)) {

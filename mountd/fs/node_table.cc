@@ -124,7 +124,8 @@ NodeTable::Node& NodeTable::make_node(Inode& of) {
   made.inode = of.id;
   made.version = of.attr.version;
   if (of.attr.type == FileType::kRegular) {
-    made.file = std::make_shared<FileState>(of.id, made.handle);
+    if (!of.locks) of.locks = std::make_shared<InodeLocks>();
+    made.file = std::make_shared<FileState>(of.id, made.handle, of.locks);
     made.shown = of.attr;
   }
   of.nodes.push_back(made.handle);
@@ -222,6 +223,7 @@ std::shared_ptr<FileState> NodeTable::remove_if_unused(NodeHandle handle) {
     std::erase(of->nodes, handle);
     if (of->current == handle) of->current = of->nodes.empty() ? kNoNode : of->nodes.back();
     if (of->nodes.empty()) {
+      of->locks.reset();
       of->names.clear();
       of->more_names = false;
     }

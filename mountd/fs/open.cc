@@ -405,7 +405,7 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
       if (file->writers.fetch_add(1) == 0 && !file->sticky.load()) {
         file->work_session = session_.newest_id();
       }
-    } else if (!file->locked.load()) {
+    } else if (!file->locks->asked.load()) {
       result.flags |= kOpenNoFlush;
       opened->flushes = false;
     }
@@ -531,7 +531,7 @@ std::shared_ptr<FileSystem::Handle> FileSystem::remove_handle(std::uint64_t fh) 
 
 void FileSystem::release(Ctx, NodeHandle, const ReleaseRequest& request, StatusReply reply) {
   LoopContext& loop = at(reply);
-  if (const auto open = handle(request.fh); open && open->file->locked.load()) {
+  if (const auto open = handle(request.fh); open && open->file->locks->asked.load()) {
     release_locks(loop, open, request);
   }
   close_handle(loop, request.fh);
