@@ -67,7 +67,7 @@ struct FileState {
   /// One commit or update in place of the copy at a time: each takes what it finds there for one
   /// version. Taken before `gate`.
   Gate content_gate;
-  Gate gate;       ///< serialises what attaches, fills and truncates
+  Gate gate;  ///< serialises what attaches, fills and truncates
 
   Mutex mutex;
   CachePin copy FM_GUARDED_BY(mutex);

@@ -358,6 +358,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     explicit LockJob(const boost::asio::any_io_executor& executor)
         : finished(std::make_shared<Signal>(executor)) {}
     const std::shared_ptr<Signal> finished;
+    std::uint64_t through = 0;  // the handle's number
     bool detect_deadlock = false;
     // On the loop.
     bool given_up = false;  // its caller has been answered: what is granted now is given back
@@ -373,9 +374,11 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                      std::shared_ptr<LockJob> job);
   awaitable<void> run_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                            std::shared_ptr<LockJob> job);
-  Task<LockList> try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op);
+  Task<LockList> try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
+                          std::uint64_t through);
   awaitable<void> give_up_lock(LoopContext& at, LockOp op);
-  Task<LockList> change_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op);
+  Task<LockList> change_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
+                             std::uint64_t through);
   Task<void> restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                            LockList before);
   void settle_doubt(LoopContext& at, const FilePtr& file, LockOp op);
@@ -388,8 +391,12 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     bool dirty = false;  ///< to be committed whatever the lock was
     pid_t caller = 0;
     bool behind = false;  ///< nobody waits for it
+    /// Not 0: unless the owner's latest lock came through another handle than this one.
+    std::uint64_t through = 0;
   };
   Task<void> do_unlock(LoopContext& at, Credentials who, FilePtr file, Unlock what);
+  Task<void> unlock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
+                    std::uint64_t through);
   Task<void> flush_and_unlock(LoopContext& at, Credentials who, std::shared_ptr<Handle> open,
                               bool dirty, std::uint64_t owner, pid_t caller);
   /// After a release with everything committed: what comes now is not written under a lost lock.
@@ -398,9 +405,10 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   /// The last close of an open file description: what it locked goes.
   void release_locks(LoopContext& at, const std::shared_ptr<Handle>& open,
                      const ReleaseRequest& request);
-  void release_lock(LoopContext& at, const FilePtr& file, LockSpace space, std::uint64_t owner);
-  void release_behind(LoopContext& at, const FilePtr& file, LockOp op);
-  awaitable<void> unlock_behind(LoopContext& at, FilePtr file, LockOp op);
+  void release_lock(LoopContext& at, const Handle& open, LockSpace space, std::uint64_t owner);
+  /// Commits what a write lock protected, then releases it.
+  void release_behind(LoopContext& at, const FilePtr& file, Unlock what);
+  awaitable<void> unlock_behind(LoopContext& at, FilePtr file, Unlock what);
   void begin_settling(const LockOp& op);
   void end_settling(const LockOp& op);
   /// What the owner's earlier requests left to be done is done.

@@ -5,29 +5,46 @@
 
 namespace fermata::mountd {
 
-void HeldLocks::apply(InodeId inode, LockSpace space, const HeldLock& lock) {
+const LockList* HeldLocks::find(const Key& key) const {
+  const auto found = held_.find(key);
+  return found == held_.end() ? nullptr : &found->second.locks;
+}
+
+void HeldLocks::apply(InodeId inode, LockSpace space, const HeldLock& lock, std::uint64_t through) {
   MutexLock guard(mutex_);
-  LockList& held = locks_[{inode, space}];
+  Held& held = held_[{inode, space}];
+  const std::uint64_t number = lock.owner.number;
+  const auto owns = [number](const HeldLock& other) { return other.owner.number == number; };
   if (lock.type == LockType::kUnlock) {
     std::set<LockOwner> owners;
-    for (const HeldLock& other : held) {
-      if (other.owner.number == lock.owner.number) owners.insert(other.owner);
+    for (const HeldLock& other : held.locks) {
+      if (owns(other)) owners.insert(other.owner);
     }
     for (const LockOwner& owner : owners) {
-      set_lock(held, {owner, lock.range, LockType::kUnlock, lock.pid});
+      set_lock(held.locks, {owner, lock.range, LockType::kUnlock, lock.pid});
     }
+    if (std::ranges::none_of(held.locks, owns)) held.last_through.erase(number);
   } else {
-    set_lock(held, lock);
+    set_lock(held.locks, lock);
+    if (through != 0) held.last_through[number] = through;
   }
-  if (held.empty()) locks_.erase({inode, space});
+  if (held.locks.empty()) held_.erase({inode, space});
+}
+
+std::uint64_t HeldLocks::last_through(InodeId inode, LockSpace space, std::uint64_t owner) const {
+  MutexLock guard(mutex_);
+  const auto held = held_.find({inode, space});
+  if (held == held_.end()) return 0;
+  const auto found = held->second.last_through.find(owner);
+  return found == held->second.last_through.end() ? 0 : found->second;
 }
 
 LockList HeldLocks::of_owner(InodeId inode, LockSpace space, std::uint64_t owner) const {
   LockList out;
   MutexLock guard(mutex_);
-  const auto found = locks_.find({inode, space});
-  if (found == locks_.end()) return out;
-  std::ranges::copy_if(found->second, std::back_inserter(out),
+  const LockList* held = find({inode, space});
+  if (held == nullptr) return out;
+  std::ranges::copy_if(*held, std::back_inserter(out),
                        [&](const HeldLock& lock) { return lock.owner.number == owner; });
   return out;
 }
@@ -35,9 +52,9 @@ LockList HeldLocks::of_owner(InodeId inode, LockSpace space, std::uint64_t owner
 bool HeldLocks::lost_exclusive(InodeId inode, SessionId now) const {
   MutexLock guard(mutex_);
   for (const LockSpace space : {LockSpace::kPosix, LockSpace::kFlock}) {
-    const auto found = locks_.find({inode, space});
-    if (found == locks_.end()) continue;
-    const bool lost = std::ranges::any_of(found->second, [&](const HeldLock& lock) {
+    const LockList* held = find({inode, space});
+    if (held == nullptr) continue;
+    const bool lost = std::ranges::any_of(*held, [&](const HeldLock& lock) {
       return lock.type == LockType::kExclusive && lock.owner.session != now;
     });
     if (lost) return true;
@@ -52,9 +69,8 @@ bool HeldLocks::lost_any(InodeId inode, LockSpace space, std::uint64_t owner, Se
 
 bool HeldLocks::in_the_way(InodeId inode, LockSpace space, const HeldLock& wanted) const {
   MutexLock guard(mutex_);
-  const auto found = locks_.find({inode, space});
-  if (found == locks_.end()) return false;
-  return find_conflict(found->second, wanted).has_value();
+  const LockList* held = find({inode, space});
+  return held != nullptr && find_conflict(*held, wanted).has_value();
 }
 
 std::vector<LockOp> undo_of(const LockOp& op, const LockList& before) {

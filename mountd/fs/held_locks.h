@@ -17,8 +17,11 @@ namespace fermata::mountd {
 class HeldLocks {
  public:
   /// The cluster granted (or released) it in the owner's session. A release also ends what the
-  /// owner held under sessions that are over.
-  void apply(InodeId inode, LockSpace space, const HeldLock& lock);
+  /// owner held under sessions that are over. `through`: the handle that a lock was asked for
+  /// through; 0 leaves what last_through() says.
+  void apply(InodeId inode, LockSpace space, const HeldLock& lock, std::uint64_t through = 0);
+  /// Through which handle the owner got its latest lock of the file; 0 if it holds none.
+  std::uint64_t last_through(InodeId inode, LockSpace space, std::uint64_t owner) const;
   /// What the owner holds on the file.
   LockList of_owner(InodeId inode, LockSpace space, std::uint64_t owner) const;
   bool holds(InodeId inode, LockSpace space, std::uint64_t owner) const {
@@ -34,8 +37,15 @@ class HeldLocks {
   bool in_the_way(InodeId inode, LockSpace space, const HeldLock& wanted) const;
 
  private:
+  struct Held {
+    LockList locks;
+    std::map<std::uint64_t, std::uint64_t> last_through;  // by owner
+  };
+  using Key = std::pair<InodeId, LockSpace>;
+  const LockList* find(const Key& key) const FM_REQUIRES(mutex_);
+
   mutable Mutex mutex_;
-  std::map<std::pair<InodeId, LockSpace>, LockList> locks_ FM_GUARDED_BY(mutex_);
+  std::map<Key, Held> held_ FM_GUARDED_BY(mutex_);
 };
 
 /// The requests that make an owner's locks in op.range what they were `before` it was granted.

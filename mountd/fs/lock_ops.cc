@@ -152,7 +152,9 @@ void FileSystem::start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp
   const FilePtr file = open->file;
   if (op.type == LockType::kUnlock) {
     if (!locks_.holds(op.inode, op.space, op.owner)) return reply.ok();
-    Unlock what{std::move(op), false, ctx.pid, false};
+    Unlock what;
+    what.op = std::move(op);
+    what.caller = ctx.pid;
     auto task = do_unlock(loop, cred(ctx), file, std::move(what));
     return run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
   }
@@ -168,6 +170,7 @@ void FileSystem::start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp
   auto job = std::make_shared<LockJob>(loop.env->executor());
   // The wait graph knows process locks only: an OFD lock's owner is no process (fcntl(2)).
   job->detect_deadlock = wait && of_process;
+  job->through = open->number;
   auto task = do_lock(loop, cred(ctx), file, std::move(op), ctx.pid, job);
   run_request(ctx, std::move(reply), std::move(task), kAnswerOk,
               wait ? Interrupts::kAny : Interrupts::kFatal);
@@ -202,12 +205,12 @@ asio::awaitable<void> FileSystem::give_up_lock(LoopContext& at, LockOp op) {
 asio::awaitable<void> FileSystem::run_lock(LoopContext& at, Credentials who, FilePtr file,
                                            LockOp op, std::shared_ptr<LockJob> job) {
   Hold hold(this, file);
-  auto granted = co_await try_lock(at, who, file, op);
+  auto granted = co_await try_lock(at, who, file, op, job->through);
   const HeldLock wanted{{session_.id(), op.owner}, op.range, op.type, op.pid};
   const auto in_the_way = [&] { return locks_.in_the_way(op.inode, op.space, wanted); };
   if (!granted && would_wait(granted.error()) && op.ticket == 0 && in_the_way()) {
     (void)co_await settle_releases(at, op.inode);
-    if (!in_the_way()) granted = co_await try_lock(at, who, file, op);
+    if (!in_the_way()) granted = co_await try_lock(at, who, file, op, job->through);
   }
   while (!granted && would_wait(granted.error()) && op.ticket != 0 && !job->given_up) {
     const auto turn = co_await at.client->wait_lock(op, job->detect_deadlock);
@@ -215,7 +218,7 @@ asio::awaitable<void> FileSystem::run_lock(LoopContext& at, Credentials who, Fil
       granted = turn.error();
       break;
     }
-    if (*turn && !job->given_up) granted = co_await try_lock(at, who, file, op);
+    if (*turn && !job->given_up) granted = co_await try_lock(at, who, file, op, job->through);
   }
   if (granted && !job->given_up) {
     const auto fresh = co_await update_in_place(at, who, file);
@@ -236,13 +239,15 @@ asio::awaitable<void> FileSystem::run_lock(LoopContext& at, Credentials who, Fil
 }
 
 // One attempt. The answer: what the owner held on the file before.
-Task<LockList> FileSystem::try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op) {
+Task<LockList> FileSystem::try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
+                                    std::uint64_t through) {
   FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
-  co_return co_await change_lock(at, who, file, std::move(op));
+  co_return co_await change_lock(at, who, file, std::move(op), through);
 }
 
 // The same, inside the gate.
-Task<LockList> FileSystem::change_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op) {
+Task<LockList> FileSystem::change_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
+                                       std::uint64_t through) {
   const LockList before = locks_.of_owner(op.inode, op.space, op.owner);
   // A lock belongs to the session that it is granted in: the answer must be of the one asked in.
   constexpr int kSessionsMax = 3;
@@ -259,7 +264,7 @@ Task<LockList> FileSystem::change_lock(LoopContext& at, Credentials who, FilePtr
   }
   const bool gone = !reply && !acquires && reply.error() == Errc::kSessionExpired;
   if (!reply && !gone) co_return reply.error();
-  locks_.apply(op.inode, op.space, {{session, op.owner}, op.range, op.type, op.pid});
+  locks_.apply(op.inode, op.space, {{session, op.owner}, op.range, op.type, op.pid}, through);
   if (!gone && reply->attr) {
     const Attr attr = *reply->attr;
     co_await settle_lineage(at, attr);
@@ -275,7 +280,7 @@ Task<void> FileSystem::restore_locks(LoopContext& at, Credentials who, FilePtr f
   // The file was closed, or all was released, in between.
   if (!locks_.holds(op.inode, op.space, op.owner)) co_return fermata::Status{};
   for (const LockOp& back : undo_of(op, before)) {
-    const auto done = co_await change_lock(at, who, file, back);
+    const auto done = co_await change_lock(at, who, file, back, 0);
     if (done) continue;
     spdlog::warn("inode {}: a lock could not be put back after an interrupted request: {}",
                  file->inode.value(), done.error().message());
@@ -311,7 +316,7 @@ Task<void> FileSystem::make_as_noted(LoopContext& at, FilePtr file, LockOp op) {
   const LockList noted = locks_.of_owner(op.inode, op.space, op.owner);
   const Credentials nobody;
   for (const LockOp& back : undo_of(op, noted)) {
-    FM_CO_TRY(const auto before, co_await change_lock(at, nobody, file, back));
+    FM_CO_TRY(const auto before, co_await change_lock(at, nobody, file, back, 0));
     static_cast<void>(before);
   }
   co_return fermata::Status{};
@@ -335,7 +340,7 @@ Task<void> FileSystem::do_unlock(LoopContext& at, Credentials who, FilePtr file,
   if (committed && commits) committed = co_await commit(at, who, file, what.caller);
   if (!committed && !what.behind && was_cut_short(committed.error())) {
     // Its caller is being killed. The commit goes on, and the lock is kept until it has ended.
-    release_behind(at, file, std::move(op));
+    release_behind(at, file, std::move(what));
     co_return committed;
   }
   if (!committed) {
@@ -343,10 +348,20 @@ Task<void> FileSystem::do_unlock(LoopContext& at, Credentials who, FilePtr file,
     file->fenced = true;
   }
   op.ticket = 0;
-  const auto released = co_await try_lock(at, who, file, op);
+  const auto released = co_await unlock(at, who, file, op, what.through);
   if (!committed) co_return committed;
   if (commits) forgive_lost_locks(file);
   if (!released) co_return released.error();
+  co_return fermata::Status{};
+}
+
+Task<void> FileSystem::unlock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
+                              std::uint64_t through) {
+  FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
+  const bool stays = through != 0 && locks_.last_through(op.inode, op.space, op.owner) != through;
+  if (stays) co_return fermata::Status{};
+  FM_CO_TRY(const auto before, co_await change_lock(at, who, file, std::move(op), 0));
+  static_cast<void>(before);
   co_return fermata::Status{};
 }
 
@@ -364,7 +379,10 @@ Task<void> FileSystem::flush_and_unlock(LoopContext& at, Credentials who,
   op.inode = open->file->inode;
   op.owner = owner;
   op.range = kWholeFile;
-  Unlock what{op, dirty, caller, false};
+  Unlock what;
+  what.op = op;
+  what.dirty = dirty;
+  what.caller = caller;
   const auto released = co_await do_unlock(at, who, open->file, std::move(what));
   if (!locks_.holds(op.inode, op.space, owner)) forget_locker(*open, owner);
   // A lock of a session that is over is released already.
@@ -382,40 +400,48 @@ void FileSystem::forget_locker(Handle& open, std::uint64_t owner) {
 
 void FileSystem::release_locks(LoopContext& at, const std::shared_ptr<Handle>& open,
                                const ReleaseRequest& request) {
-  if (request.unlock_flock) release_lock(at, open->file, LockSpace::kFlock, open->number);
-  release_lock(at, open->file, LockSpace::kPosix, open->number);
+  if (request.unlock_flock) release_lock(at, *open, LockSpace::kFlock, open->number);
+  release_lock(at, *open, LockSpace::kPosix, open->number);
   std::set<std::uint64_t> lockers;
   {
     MutexLock lock(open->mutex);
     lockers.swap(open->lockers);
   }
   for (const std::uint64_t owner : lockers) {
-    release_lock(at, open->file, LockSpace::kPosix, owner);
+    release_lock(at, *open, LockSpace::kPosix, owner);
   }
 }
 
-void FileSystem::release_lock(LoopContext& at, const FilePtr& file, LockSpace space,
+// A close that was not told (docs/FUSE.md rule 4) may be long ago, and others follow a mapping's
+// end: what the process has locked through another descriptor since is not this one's to release.
+void FileSystem::release_lock(LoopContext& at, const Handle& open, LockSpace space,
                               std::uint64_t owner) {
-  if (!locks_.holds(file->inode, space, owner)) return;
+  const FilePtr file = open.file;
+  if (locks_.last_through(file->inode, space, owner) != open.number) return;
   LockOp op;
   op.inode = file->inode;
   op.space = space;
   op.owner = owner;
   op.range = kWholeFile;
-  release_behind(at, file, std::move(op));
+  Unlock what;
+  what.op = std::move(op);
+  what.through = open.number;
+  release_behind(at, file, std::move(what));
 }
 
-// Commits what a write lock protected, then releases it. `file` has a hold.
-void FileSystem::release_behind(LoopContext& at, const FilePtr& file, LockOp op) {
+// `file` has a hold.
+void FileSystem::release_behind(LoopContext& at, const FilePtr& file, Unlock what) {
+  what.behind = true;
+  what.caller = 0;
   file->holds.fetch_add(1);
-  begin_settling(op);
-  background(at, "release lock", unlock_behind(at, file, std::move(op)));
+  begin_settling(what.op);
+  background(at, "release lock", unlock_behind(at, file, std::move(what)));
 }
 
-asio::awaitable<void> FileSystem::unlock_behind(LoopContext& at, FilePtr file, LockOp op) {
+asio::awaitable<void> FileSystem::unlock_behind(LoopContext& at, FilePtr file, Unlock what) {
   Hold hold(this, file);
   const Credentials nobody;
-  Unlock what{op, false, 0, true};
+  const LockOp op = what.op;
   const auto released = co_await do_unlock(at, nobody, file, std::move(what));
   if (!released) {
     spdlog::warn("inode {}: a lock could not be released: {}", file->inode.value(),

@@ -223,7 +223,7 @@ class NodeTable {
     Stamp called_back;
     NodeHandle current = kNoNode;
     std::vector<NodeHandle> nodes;
-    std::shared_ptr<InodeLocks> locks;  // regular files only
+    std::shared_ptr<InodeLocks> locks;                   // regular files only
     std::vector<std::pair<InodeId, std::string>> names;  // that the kernel may have
     bool more_names = false;
     InodeId seen_in;  // where it was last seen, and under which name; valid or not
