@@ -177,6 +177,7 @@ asio::awaitable<void> FileSystem::settle_lineage(LoopContext& at, const Attr att
     copy = file->copy;
   }
   if (!copy || copy->conflict()) co_return;
+  const Version base = copy->base();
   const auto job = [copy]() -> Result<bool> {
     // What an update in place writes is nobody's work (lock_ops.cc).
     const std::uint64_t updates = copy->updates();
@@ -185,7 +186,11 @@ asio::awaitable<void> FileSystem::settle_lineage(LoopContext& at, const Attr att
     return modified && copy->updates() == updates;
   };
   const auto modified = co_await blocking<bool>(*at.env, job);
-  if (modified && *modified) file->sticky = true;
+  if (!modified || !*modified) co_return;
+  // A commit may have ended meanwhile; with no writer left, nobody would look at it again.
+  MutexLock lock(file->mutex);
+  const bool used = file->writers.load() != 0 || file->mapped.load();
+  if (used && file->copy == copy && copy->base() == base) file->sticky = true;
 }
 
 asio::awaitable<NodeTable::View> FileSystem::bind(LoopContext& at, const Attr attr, Stamp stamp,

@@ -636,6 +636,7 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
       MutexLock lock(file->mutex);
       if (users || file->writers.load() != 0) co_return;
       if (!lost) file->lock_lost = false;
+      if (!file->commit_running) file->sticky = false;
       if (!file->sticky.load()) copy->note_closed();
       co_return;
     }
