@@ -455,6 +455,7 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
     if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
     if (op.atime || op.atime_now) table_.clear_read(view.inode);
     if (op.mode) table_.drop_xattrs(view.inode, reply.stamp);  // an ACL follows the mode
+    refresh_other_nodes(view.inode, node);
     if (reply.attr && view.file && set.has(kSetMtime)) {
       const FilePtr file = view.file;
       const Attr attr = *reply.attr;
@@ -468,6 +469,17 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
   }
   FM_CO_TRY(view, co_await fresh_view(at, who, node));
   co_return AttrReplyValue{stat_of(view), attr_timeout(view), {}};
+}
+
+// The kernel has cached the attributes of each node of the inode, and follows the change in one of
+// them only; the cluster calls nobody back for his own changes.
+void FileSystem::refresh_other_nodes(InodeId inode, NodeHandle but) {
+  FuseSession* fuse = fuse_.load();
+  const auto files = table_.files_of(inode);
+  if (fuse == nullptr || files.size() < 2) return;
+  for (const FilePtr& file : files) {
+    if (file->node != but) (void)fuse->invalidate_inode(file->node, -1, 0);
+  }
 }
 
 // A file that is being written takes its mtime from the backing file, so what utimens set must go

@@ -220,6 +220,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<AttrReplyValue> do_getattr(LoopContext& at, Credentials who, NodeHandle node);
   Task<AttrReplyValue> do_setattr(LoopContext& at, Credentials who, NodeHandle node,
                                   SetAttributes set);
+  /// After an own change of the inode through the node `but`, before its answer.
+  void refresh_other_nodes(InodeId inode, NodeHandle but);
   Status set_backing_times(const FilePtr& file, const Attr& attr, const SetAttributes& set);
   Task<void> set_size(LoopContext& at, Credentials who, NodeHandle node, SetAttributes set);
   Task<struct statvfs> do_statfs(LoopContext& at);

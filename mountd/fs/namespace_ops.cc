@@ -28,6 +28,7 @@ void FileSystem::apply_removed(const MutationReply& reply, InodeId expected) {
     return;
   }
   table_.apply(*reply.removed, reply.stamp, reply.removed_leased);
+  refresh_other_nodes(reply.removed->inode, kNoNode);
   const bool orphan = reply.removed->nlink == 0 && reply.removed->type == FileType::kRegular;
   if (orphan && !file_in_use(reply.removed->inode)) discard_copies(reply.removed->inode);
 }
@@ -162,6 +163,7 @@ Task<Entry> FileSystem::do_link(LoopContext& at, Credentials who, NodeHandle nod
   }
   apply_parents(reply);
   const auto view = co_await bind(at, *reply.attr, reply.stamp, reply.leased);
+  refresh_other_nodes(*inode, view.node);
   const bool kept =
       table_.set_entry(*directory, name, *inode, reply.stamp, reply.parent_leased, kOwn);
   Entry entry = entry_of(view);

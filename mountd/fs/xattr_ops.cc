@@ -122,6 +122,7 @@ Task<void> FileSystem::do_setxattr(LoopContext& at, Credentials who, NodeHandle 
   } else {
     table_.change_xattr(*inode, name, std::move(value), reply.stamp, reply.leased);
   }
+  refresh_other_nodes(*inode, node);
   co_return fermata::Status{};
 }
 
@@ -142,6 +143,7 @@ Task<void> FileSystem::do_removexattr(LoopContext& at, Credentials who, NodeHand
   const MutationReply& reply = *answer;
   if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
   table_.change_xattr(*inode, name, std::nullopt, reply.stamp, reply.leased);
+  refresh_other_nodes(*inode, node);
   co_return fermata::Status{};
 }
 
