@@ -42,7 +42,8 @@ void FileSystem::flush(Ctx ctx, NodeHandle, std::uint64_t fh, std::uint64_t owne
   const auto open = handle(fh);
   if (!open) return reply.ok();
   // A file without a name is committed by fsync and when it gets one: else nobody asks for it.
-  const bool dirty = open->writable && !open->file->linkable.load() && !surely_clean(*open);
+  const bool asked = !open->file->linkable.load() || open->file->naming.load() != 0;
+  const bool dirty = open->writable && asked && !surely_clean(*open);
   if (locks_.holds(open->file->inode, LockSpace::kPosix, owner)) {
     auto task = flush_and_unlock(at(reply), cred(ctx), open, dirty, owner, ctx.pid);
     return run_request(ctx, std::move(reply), std::move(task), kAnswerOk, Interrupts::kFatalLate);

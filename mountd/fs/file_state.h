@@ -63,6 +63,8 @@ struct FileState {
   std::atomic<bool> sticky{false};
   std::atomic<bool> unlinked_elsewhere{false};  ///< told to be open when it lost its last name
   std::atomic<bool> linkable{false};            ///< made without a name, and may still get one
+  /// How many LINKs give it its first name just now: closes commit, and it is not let go of.
+  std::atomic<std::uint32_t> naming{0};
   std::atomic<bool> mapped{false};  ///< a writable mapping outlived the last writable open
   /// One commit or update in place of the copy at a time: each takes what it finds there for one
   /// version. Taken before `gate`.
@@ -85,7 +87,8 @@ struct FileState {
   /// Written under a lock that was lost with its session: its commit is refused.
   bool lock_lost FM_GUARDED_BY(mutex) = false;
   bool kill_privileges FM_GUARDED_BY(mutex) = false;
-  int watch FM_GUARDED_BY(mutex) = -1;  ///< inotify watch while `mapped`
+  bool let_go FM_GUARDED_BY(mutex) = false;  ///< it had no name, and its last close ended it
+  int watch FM_GUARDED_BY(mutex) = -1;       ///< inotify watch while `mapped`
   std::shared_ptr<FillJob> fill FM_GUARDED_BY(mutex);
   std::shared_ptr<CommitJob> commit_running FM_GUARDED_BY(mutex);
   std::shared_ptr<CommitJob> commit_next FM_GUARDED_BY(mutex);

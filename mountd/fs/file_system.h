@@ -244,9 +244,12 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
 
   // namespace_ops.cc
   Task<Entry> do_create(LoopContext& at, Credentials who, NodeHandle parent, CreateOp op);
-  Task<void> commit_unnamed(LoopContext& at, Credentials who, NodeHandle node, pid_t caller);
   Task<Entry> do_link(LoopContext& at, Credentials who, NodeHandle node, NodeHandle parent,
                       std::string name, pid_t caller);
+  Task<Entry> name_file(LoopContext& at, Credentials who, NodeHandle node, NodeHandle parent,
+                        std::string name, pid_t caller);
+  Task<Entry> add_name(LoopContext& at, Credentials who, NodeHandle node, NodeHandle parent,
+                       std::string name);
   Task<void> do_unlink(LoopContext& at, Credentials who, NodeHandle parent, std::string name,
                        bool directory);
   Task<void> do_rename(LoopContext& at, Credentials who, NodeHandle parent, std::string name,

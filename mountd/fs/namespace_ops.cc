@@ -129,25 +129,46 @@ void FileSystem::link(Ctx ctx, NodeHandle node, NodeHandle new_parent, std::stri
   run_request(ctx, std::move(reply), std::move(task), kAnswerEntry);
 }
 
-// A first name comes with all that was written: nobody is to find the file without it.
-Task<void> FileSystem::commit_unnamed(LoopContext& at, Credentials who, NodeHandle node,
-                                      pid_t caller) {
-  const auto view = table_.find(node);
-  if (!view || !view->file || !view->file->linkable.load()) co_return fermata::Status{};
-  const auto held = table_.hold(node);
-  if (!held) co_return from_errno(ESTALE);
-  const Hold hold(this, held->file);
-  co_return co_await commit(at, who, held->file, caller);
-}
-
 Task<Entry> FileSystem::do_link(LoopContext& at, Credentials who, NodeHandle node,
                                 NodeHandle parent, std::string name, pid_t caller) {
   if (options_.read_only) co_return std::errc::read_only_file_system;
   if (name.size() > kNameMax) co_return std::errc::filename_too_long;
+  const auto view = table_.find(node);
+  const bool unnamed = view && view->file && view->file->linkable.load();
+  if (unnamed) co_return co_await name_file(at, who, node, parent, std::move(name), caller);
+  co_return co_await add_name(at, who, node, parent, std::move(name));
+}
+
+// A first name comes with all that was written: nobody is to find the file without it. Its last
+// close may come meanwhile, and whoever gives the name sees to what that would have done.
+Task<Entry> FileSystem::name_file(LoopContext& at, Credentials who, NodeHandle node,
+                                  NodeHandle parent, std::string name, pid_t caller) {
+  const auto held = table_.hold(node);
+  if (!held) co_return from_errno(ESTALE);
+  const FilePtr file = held->file;
+  const Hold hold(this, file);
+  {
+    MutexLock lock(file->mutex);
+    if (file->let_go) co_return std::errc::no_such_file_or_directory;
+    file->naming.fetch_add(1);
+  }
+  const auto committed = co_await commit(at, who, file, caller);
+  Result<Entry> entry = committed ? from_errno(EIO) : committed.error();
+  if (committed) entry = co_await add_name(at, who, node, parent, std::move(name));
+  if (entry) file->linkable = false;
+  file->naming.fetch_sub(1);
+  if (file->writers.load() == 0) {
+    file->holds.fetch_add(1);
+    background(at, "close writer", close_writer(at, file));
+  }
+  co_return entry;
+}
+
+Task<Entry> FileSystem::add_name(LoopContext& at, Credentials who, NodeHandle node,
+                                 NodeHandle parent, std::string name) {
   const auto inode = table_.inode_of(node);
   const auto directory = table_.inode_of(parent);
   if (!inode || !directory) co_return from_errno(ESTALE);
-  FM_CO_CHECK(co_await commit_unnamed(at, who, node, caller));
   Mutation op = LinkOp{*inode, *directory, name};
   const auto answer = co_await at.client->mutate(who, std::move(op));
   if (!answer) {
@@ -158,9 +179,6 @@ Task<Entry> FileSystem::do_link(LoopContext& at, Credentials who, NodeHandle nod
   }
   const MutationReply& reply = *answer;
   if (!reply.attr) co_return std::errc::io_error;
-  if (const auto linked = table_.find(node); linked && linked->file) {
-    linked->file->linkable = false;
-  }
   apply_parents(reply);
   const auto view = co_await bind(at, *reply.attr, reply.stamp, reply.leased);
   refresh_other_nodes(*inode, view.node);

@@ -620,6 +620,11 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
       }
       unhold(file);
     }
+    {
+      MutexLock lock(file->mutex);
+      if (file->naming.load() != 0) co_return;  // who gives it a name comes here again
+      file->let_go = file->linkable.load() && !users;
+    }
     const auto view = table_.find(file->node);
     const bool unlinked = view && view->attr_known && view->attr.nlink == 0;
     if (unlinked) {
@@ -627,7 +632,10 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
         release_orphan(file->inode);
         file->sticky = false;
         copy->discard();
+        co_return;
       }
+      MutexLock lock(file->mutex);
+      file->let_go = false;
       co_return;
     }
     if (!probe) co_return;
