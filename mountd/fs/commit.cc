@@ -164,6 +164,7 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
   input.mtime = view->attr.mtime;
   {
     MutexLock lock(file->mutex);
+    if (!look.modified) file->fenced = false;  // nothing is left of what was
     const std::int64_t backing_ns = look.backing.mtime_ns;
     mtime_moved = file->times.moved(backing_ns);
     if (mtime_moved) input.mtime = from_ns(file->times.look(backing_ns, to_ns(view->attr.ctime)));
