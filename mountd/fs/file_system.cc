@@ -179,7 +179,7 @@ asio::awaitable<void> FileSystem::settle_lineage(LoopContext& at, const Attr att
   if (!copy || copy->conflict()) co_return;
   const Version base = copy->base();
   const auto job = [copy]() -> Result<bool> {
-    // What an update in place writes is nobody's work (lock_ops.cc).
+    // What an update in place writes is nobody's work (locked_content.cc).
     const std::uint64_t updates = copy->updates();
     if (copy->updating()) return false;
     FM_TRY(const bool modified, copy->is_modified());

@@ -3,7 +3,8 @@
 // What the caches can answer is answered inline on the loop that read the request; anything else
 // is a coroutine of the same loop, with that loop's own client. Spread over files by subject:
 // file_system.cc (attributes, bookkeeping), namespace_ops.cc, directory_ops.cc, open.cc (open,
-// create, release), file_io.cc, xattr_ops.cc, commit.cc (flush, fsync, write-back), callbacks.cc.
+// create, release), file_io.cc, xattr_ops.cc, commit.cc (flush, fsync, write-back), lock_ops.cc,
+// lock_release.cc, locked_content.cc, callbacks.cc.
 //
 // Rules that hold throughout: a lock is never held across a co_await or a reply; a kernel lookup is
 // counted before the answer that grants it is sent; what the kernel may cache ends no later than
@@ -390,6 +391,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   awaitable<void> settle_doubt_behind(LoopContext& at, FilePtr file, LockOp op);
   /// The cluster has of the owner's locks in op.range what the mirror has.
   Task<void> make_as_noted(LoopContext& at, FilePtr file, LockOp op);
+
+  // lock_release.cc
   bool releases_write(const LockOp& op) const;
   struct Unlock {
     LockOp op;
@@ -419,6 +422,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   /// What the owner's earlier requests left to be done is done.
   Task<void> settled(LoopContext& at, LockOp op);
   Task<void> settle_releases(LoopContext& at, InodeId inode);
+
+  // locked_content.cc
   Task<void> update_in_place(LoopContext& at, Credentials who, FilePtr file);
 
   // commit.cc
