@@ -40,5 +40,22 @@ TEST_CASE("HeldLocks: undoing a request leaves what its owner held before", "[mo
   }
 }
 
+TEST_CASE("HeldLocks: the handle of an owner's latest lock is known while it holds one",
+          "[mountd][locks]") {
+  HeldLocks held;
+  const auto through = [&] { return held.last_through(kFile, LockSpace::kPosix, 1); };
+  CHECK(through() == 0);
+  held.apply(kFile, LockSpace::kPosix, lock_of(1, LockType::kShared, 0, 9), 21);
+  held.apply(kFile, LockSpace::kPosix, lock_of(2, LockType::kShared, 0, 9), 23);
+  CHECK(through() == 21);
+  held.apply(kFile, LockSpace::kPosix, lock_of(1, LockType::kExclusive, 20, 29), 22);
+  CHECK(through() == 22);
+  held.apply(kFile, LockSpace::kPosix, lock_of(1, LockType::kUnlock, 20, 29));
+  CHECK(through() == 22);  // it has the other one still
+  held.apply(kFile, LockSpace::kPosix, lock_of(1, LockType::kUnlock, 0, kLockEnd));
+  CHECK(through() == 0);
+  CHECK(held.last_through(kFile, LockSpace::kPosix, 2) == 23);
+}
+
 }  // namespace
 }  // namespace fermata::mountd
