@@ -383,8 +383,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<LockList> try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                           std::uint64_t through);
   awaitable<void> give_up_lock(LoopContext& at, LockOp op);
-  Task<LockList> change_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
-                             std::uint64_t through);
+  Task<LockList> change_lock(LoopContext& at, Credentials who, LockOp op, std::uint64_t through);
   Task<void> restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                            LockList before);
   void settle_doubt(LoopContext& at, const FilePtr& file, LockOp op);

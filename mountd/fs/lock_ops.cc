@@ -236,11 +236,11 @@ asio::awaitable<void> FileSystem::run_lock(LoopContext& at, Credentials who, Fil
 Task<LockList> FileSystem::try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                                     std::uint64_t through) {
   FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
-  co_return co_await change_lock(at, who, file, std::move(op), through);
+  co_return co_await change_lock(at, who, std::move(op), through);
 }
 
 // The same, inside the gate.
-Task<LockList> FileSystem::change_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
+Task<LockList> FileSystem::change_lock(LoopContext& at, Credentials who, LockOp op,
                                        std::uint64_t through) {
   const LockList before = locks_.of_owner(op.inode, op.space, op.owner);
   // A lock belongs to the session that it is granted in: the answer must be of the one asked in.
@@ -274,7 +274,7 @@ Task<void> FileSystem::restore_locks(LoopContext& at, Credentials who, FilePtr f
   // The file was closed, or all was released, in between.
   if (!locks_.holds(op.inode, op.space, op.owner)) co_return fermata::Status{};
   for (const LockOp& back : undo_of(op, before)) {
-    const auto done = co_await change_lock(at, who, file, back, 0);
+    const auto done = co_await change_lock(at, who, back, 0);
     if (done) continue;
     spdlog::warn("inode {}: a lock could not be put back after an interrupted request: {}",
                  file->inode.value(), done.error().message());
@@ -310,7 +310,7 @@ Task<void> FileSystem::make_as_noted(LoopContext& at, FilePtr file, LockOp op) {
   const LockList noted = locks_.of_owner(op.inode, op.space, op.owner);
   const Credentials nobody;
   for (const LockOp& back : undo_of(op, noted)) {
-    FM_CO_TRY(const auto before, co_await change_lock(at, nobody, file, back, 0));
+    FM_CO_TRY(const auto before, co_await change_lock(at, nobody, back, 0));
     static_cast<void>(before);
   }
   co_return fermata::Status{};

@@ -58,7 +58,7 @@ Task<void> FileSystem::unlock(LoopContext& at, Credentials who, FilePtr file, Lo
   FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
   const bool stays = through != 0 && locks_.last_through(op.inode, op.space, op.owner) != through;
   if (stays) co_return fermata::Status{};
-  FM_CO_TRY(const auto before, co_await change_lock(at, who, file, std::move(op), 0));
+  FM_CO_TRY(const auto before, co_await change_lock(at, who, std::move(op), 0));
   static_cast<void>(before);
   co_return fermata::Status{};
 }

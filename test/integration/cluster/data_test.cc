@@ -15,7 +15,7 @@ TEST_CASE("data: what is written by any means is what is read, here and elsewher
   const std::string path = GENERATE(std::string(), std::string(",nopassthrough"));
   CAPTURE(path);
   MiniCluster cluster({3, false, {}});
-  const std::string options = "cache-size=12M" + path;
+  const std::string options = "cache-size=14M" + path;
   const std::string mnt = cluster.root() + "/mnt";
   REQUIRE(cluster.mount_with(mnt, cluster.root() + "/cache", options).exit_code == 0);
   const std::string other = cluster.mount_another(options);

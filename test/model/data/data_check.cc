@@ -141,8 +141,20 @@ class Check {
     return " [" + std::to_string(at) + ", +" + std::to_string(size) + ")";
   }
 
-  void open(File& file) {
+  /// At most so many are open, so that all of them fit into a cache.
+  void close_others(const File& needed, const File& too) {
+    std::vector<File*> open;
+    for (File& file : files_)
+      if (file.fd >= 0 || file.mapping) open.push_back(&file);
+    if (open.size() < static_cast<std::size_t>(options_.open_max)) return;
+    std::erase_if(open, [&](const File* file) { return file == &needed || file == &too; });
+    if (!open.empty()) close(*open[below(open.size())]);
+  }
+
+  void open(File& file) { open(file, file); }
+  void open(File& file, const File& beside) {
     if (file.fd >= 0) return;
+    close_others(file, beside);
     // A descriptor without O_TRUNC: what was there stays.
     file.fd = must(::open(path(file).c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644), "open");
     note(file, "open");
@@ -339,7 +351,7 @@ class Check {
   void copy(File& to) {
     File& from = files_[below(files_.size())];
     if (&from == &to || from.shadow.empty()) return;
-    open(from);
+    open(from, to);
     auto source = static_cast<off_t>(somewhere(from.shadow.size() - 1));
     auto target = static_cast<off_t>(somewhere(options_.size_max_bytes - 1));
     std::uint64_t left = some_size(
@@ -360,6 +372,8 @@ class Check {
   /// What is said to be a hole is zeros, and the last hole begins at the end.
   void holes(File& file) {
     note(file, "walk the holes");
+    // The kernel does not write stores of a mapping back before it asks a FUSE daemon.
+    if (file.mapping) must(::msync(file.mapping->data(), file.mapping->size(), MS_SYNC), "msync");
     const auto size = static_cast<off_t>(file.shadow.size());
     off_t at = 0;
     while (at < size) {

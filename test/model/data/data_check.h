@@ -12,6 +12,7 @@ struct Options {
   std::uint64_t seed = 1;
   std::uint64_t ops = 2000;
   int files = 8;
+  int open_max = 3;  ///< at a time
   std::uint64_t size_max_bytes = 3 << 20;
 };
 

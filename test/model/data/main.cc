@@ -19,6 +19,8 @@ int main(int argc, char** argv) {
   app.add_option("--seed", options.seed, "of the random numbers");
   app.add_option("--ops", options.ops, "operations");
   app.add_option("--files", options.files, "files")->check(CLI::Range(1, 1000));
+  app.add_option("--open-max", options.open_max, "files open at a time")
+      ->check(CLI::Range(2, 1000));
   app.add_option("--size-max", options.size_max_bytes, "bytes of the largest file")
       ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1} << 40));
   try {
