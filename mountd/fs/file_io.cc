@@ -88,21 +88,47 @@ void FileSystem::write(Ctx ctx, NodeHandle, const WriteRequest& request, WriteRe
   const auto open = handle(request.fh);
   if (!open) return reply.error(EBADF);
   if (request.kill_suidgid) note_kill(open->file);
+  // The kernel does not ask for the size before it appends, and has missed what an update in place
+  // brought. Each append is then behind its idea of the end.
+  const bool missed = request.at_end && request.offset_bytes != open->copy->size_bytes();
   if (request.data.size() <= kInlineWriteMax && open->copy->complete()) {
-    const auto status = open->copy->write_at(request.offset_bytes, request.data);
+    const auto status = missed ? append(*open->copy, request.data)
+                               : open->copy->write_at(request.offset_bytes, request.data);
     if (!status) return reply.error(status.error());
-    return reply.written(request.data.size());
+    reply.written(request.data.size());
+    if (missed) drop_pages(open->file->node);
+    return;
   }
-  auto task = do_write(at(reply), open, request.offset_bytes, Buffer::copy_of(request.data));
+  auto task =
+      do_write(at(reply), open, request.offset_bytes, Buffer::copy_of(request.data), missed);
   run_request(ctx, std::move(reply), std::move(task), kAnswerWritten);
 }
 
+fermata::Status FileSystem::append(CachedCopy& copy, ByteView data) {
+  const auto done = copy.append(data);
+  return done ? fermata::Status() : fermata::Status(done.error());
+}
+
+// What the kernel has cached of the node's content, and its attributes.
+void FileSystem::drop_pages(NodeHandle node) {
+  Notifier::Item pages;
+  pages.kind = Notifier::Kind::kInvalidateInode;
+  pages.node = node;
+  pages.offset_bytes = 0;
+  NodeTable::Invalidation stale;
+  stale.items.push_back(std::move(pages));
+  invalidate_later(std::move(stale));
+}
+
 Task<std::size_t> FileSystem::do_write(LoopContext& at, std::shared_ptr<Handle> handle,
-                                       std::uint64_t offset, Buffer data) {
+                                       std::uint64_t offset, Buffer data, bool at_end) {
   const CachePin copy = handle->copy;
-  const auto job = [copy, offset, data] { return copy->write_at(offset, data.view()); };
+  const auto job = [copy, offset, data, at_end] {
+    return at_end ? append(*copy, data.view()) : copy->write_at(offset, data.view());
+  };
   const auto status = co_await blocking<void>(*at.env, job);
   if (!status) co_return status.error();
+  if (at_end) drop_pages(handle->file->node);
   co_return data.size();
 }
 

@@ -327,7 +327,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   awaitable<void> do_read(LoopContext& at, std::shared_ptr<Handle> handle, std::uint64_t offset,
                           std::size_t size, std::shared_ptr<RequestTask<ReadReply>> task);
   Task<std::size_t> do_write(LoopContext& at, std::shared_ptr<Handle> handle, std::uint64_t offset,
-                             Buffer data);
+                             Buffer data, bool at_end);
+  static fermata::Status append(CachedCopy& copy, ByteView data);
+  void drop_pages(NodeHandle node);
   Task<void> do_fallocate(LoopContext& at, std::shared_ptr<Handle> handle, int mode,
                           std::uint64_t offset, std::uint64_t size);
   Task<std::uint64_t> do_lseek(LoopContext& at, std::shared_ptr<Handle> handle,

@@ -126,9 +126,12 @@ void RequestDispatcher::create(fuse_req_t request, fuse_ino_t parent, const char
 
 void RequestDispatcher::write(fuse_req_t request, fuse_ino_t ino, const char* data,
                               std::size_t size, off_t offset, fuse_file_info* file) {
-  const WriteRequest what{file->fh, static_cast<std::uint64_t>(offset), as_bytes({data, size}),
+  const WriteRequest what{file->fh,
+                          static_cast<std::uint64_t>(offset),
+                          as_bytes({data, size}),
                           (body<abi::WriteIn>(request).write_flags & abi::kWriteKillSuidgid) != 0,
-                          file->writepage != 0};
+                          file->writepage != 0,
+                          (file->flags & O_APPEND) != 0 && file->writepage == 0};
   core(request).operations_.write(context(request), node_of(ino), what,
                                   reply<WriteReply>(request, "write"));
 }

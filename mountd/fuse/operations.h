@@ -91,6 +91,7 @@ struct WriteRequest {
   ByteView data;
   bool kill_suidgid = false;     ///< the caller lacks CAP_FSETID: clear setuid and setgid
   bool from_page_cache = false;  ///< written back by the kernel (mmap): the handle is a guess
+  bool at_end = false;  ///< O_APPEND: the offset is where the kernel believes the end to be
 };
 
 struct ReleaseRequest {
