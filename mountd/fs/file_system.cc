@@ -116,7 +116,8 @@ bool FileSystem::may_differ(FileState& file) {
 }
 
 Timeout FileSystem::attr_timeout(const View& view) {
-  if (fuse_.load() == nullptr || !view.attr_valid || !view.current) return Timeout{0};
+  // What changes through one node the kernel does not tell the inode's other ones.
+  if (fuse_.load() == nullptr || !view.attr_valid || !view.alone) return Timeout{0};
   if (view.file) {
     if (may_differ(*view.file)) return Timeout{0};
     if (view.version != view.attr.version) return Timeout{0};
@@ -235,9 +236,9 @@ Task<Entry> FileSystem::do_lookup(LoopContext& at, Credentials who, NodeHandle p
 }
 
 void FileSystem::forget(NodeHandle node, std::uint64_t lookup_count) {
-  FilePtr removed;
-  table_.forget_lookup(node, lookup_count, removed);
-  if (removed) teardown(removed);
+  const auto forgotten = table_.forget_lookup(node, lookup_count);
+  if (forgotten.file) teardown(forgotten.file);
+  if (forgotten.orphan) release_orphan(*forgotten.orphan);
 }
 
 void FileSystem::unhold(const FilePtr& file) {

@@ -112,9 +112,8 @@ class Comparison {
     make(mount_root_);
     std::vector<std::string> roots;
     for (const auto& mount : place.mounts) roots.push_back(mount + name);
-    mounted_ = std::make_unique<Workers>(roots, shape.processes, program);
-    local_ =
-        std::make_unique<Workers>(std::vector<std::string>{local_root_}, shape.processes, program);
+    mounted_ = std::make_unique<Workers>(roots, shape, program);
+    local_ = std::make_unique<Workers>(std::vector<std::string>{local_root_}, shape, program);
   }
   ~Comparison() {
     mounted_.reset();
