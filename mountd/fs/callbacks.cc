@@ -28,15 +28,6 @@ asio::awaitable<void> FileSystem::invalidate(NodeTable::Invalidation what) {
   co_await done->wait();
 }
 
-void FileSystem::invalidate_later(NodeTable::Invalidation what) {
-  if (!epoch_.load()) drop_names(what);
-  Notifier* notifier = notifier_.load();
-  FuseSession* fuse = fuse_.load();
-  if (notifier == nullptr || fuse == nullptr) return;
-  if (what.all_entries && epoch_.load()) (void)fuse->invalidate_all_entries();
-  if (!what.items.empty()) notifier->invalidate(std::move(what.items), [] {});
-}
-
 asio::awaitable<CallbackReply> FileSystem::on_callback(CallbackRequest request) {
   auto dropped = table_.call_back(request);
   CallbackReply reply;

@@ -58,7 +58,10 @@ struct FileState {
   std::atomic<bool> mapped{false};  ///< a writable mapping outlived the last writable open
   std::atomic<bool> locked{false};  ///< somebody asked for a lock: every close must be heard of
   Gate gate;                        ///< serialises what attaches, fills and truncates
-  Gate lock_gate;                   ///< one lock request on its way at a time
+  /// After `gate`: one at a time finds out what of the copy differs from its version, and commits,
+  /// replaces or notes that.
+  Gate scan_gate;
+  Gate lock_gate;  ///< one lock request on its way at a time
 
   Mutex mutex;
   CachePin copy FM_GUARDED_BY(mutex);

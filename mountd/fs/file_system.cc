@@ -185,7 +185,23 @@ asio::awaitable<void> FileSystem::settle_lineage(LoopContext& at, const Attr att
     FM_TRY(const bool modified, copy->is_modified());
     return modified && copy->updates() == updates;
   };
-  const auto modified = co_await blocking<bool>(*at.env, job);
+  auto modified = co_await blocking<bool>(*at.env, job);
+  if (!modified || !*modified) co_return;
+  bool committing = false;
+  {
+    MutexLock lock(file->mutex);
+    committing = file->commit_running != nullptr;
+  }
+  if (!committing) {
+    // Times that were set, or the same bytes again, are no work to stay behind for.
+    const auto pass = co_await file->scan_gate.enter();
+    if (!pass) co_return;
+    const auto look = [copy]() -> Result<bool> {
+      if (copy->updating()) return false;
+      return copy->surely_modified();
+    };
+    modified = co_await blocking<bool>(*at.env, look);
+  }
   if (modified && *modified) file->sticky = true;
 }
 
@@ -437,10 +453,19 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
     if (!op.mtime_now) op.mtime = from_timespec(set.mtime);
   }
   op.clear_suid_sgid = set.has(kSetKillSuidGid) && (view.attr.mode & (S_ISUID | S_ISGID)) != 0;
+  // chown(path, -1, -1) of a file that loses setuid or setgid by it is for its owner. A kernel that
+  // knows an older mode lets others pass; what it sends is also what a passthrough write causes.
+  constexpr std::uint32_t kValues = kSetMode | kSetUid | kSetGid | kSetSize | kSetAtime | kSetMtime;
+  const bool kills = (view.attr.mode & S_ISUID) != 0 ||
+                     (view.attr.mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP);
+  const bool written_to = view.file && view.file->writers.load() != 0;
+  const bool owner = who.uid == 0 || who.uid == view.attr.uid;
+  if ((set.valid & kValues) == 0 && kills && !owner && !written_to) {
+    co_return std::errc::operation_not_permitted;
+  }
   const bool wanted = op.mode || op.uid || op.gid || op.atime || op.mtime || op.atime_now ||
                       op.mtime_now || op.clear_suid_sgid;
   // chown(path, -1, -1) asks for nothing but a new ctime.
-  constexpr std::uint32_t kValues = kSetMode | kSetUid | kSetGid | kSetSize | kSetAtime | kSetMtime;
   if (wanted || (set.valid & kValues) == 0) {
     if (view.noted_read && !op.atime_now && !op.atime) op.atime = view.attr.atime;
     const auto answer = co_await at.client->mutate(who, op);

@@ -380,6 +380,7 @@ Task<void> FileSystem::settle_releases(LoopContext& at, InodeId inode) {
 // taken stays: then the last close wins, as without locks.
 Task<void> FileSystem::update_in_place(LoopContext& at, Credentials who, FilePtr file) {
   FM_CO_TRY(const auto pass, co_await file->gate.enter());
+  FM_CO_TRY(const auto scanning, co_await file->scan_gate.enter());
   CachePin copy;
   {
     MutexLock lock(file->mutex);
@@ -396,13 +397,7 @@ Task<void> FileSystem::update_in_place(LoopContext& at, Credentials who, FilePtr
 
   const auto look = [copy]() -> Result<bool> {
     if (copy->updating()) return false;  // what an update that failed left is nobody's work
-    FM_TRY(const bool maybe, copy->is_modified());
-    if (!maybe) return false;
-    FM_TRY(const auto scan, copy->changed_blocks());
-    if (scan.modified()) return true;
-    FM_CHECK(
-        copy->note_clean(copy->base(), scan, copy->chunks(), CachedCopy::After::kStillWritable));
-    return false;
+    return copy->surely_modified();
   };
   FM_CO_TRY(const bool modified, co_await blocking<bool>(*at.env, look));
   if (modified) {

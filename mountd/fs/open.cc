@@ -592,7 +592,10 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
       }
       return out;
     };
+    auto scanning = co_await file->scan_gate.enter();
+    if (!scanning) co_return;
     const auto probe = co_await blocking<Probe>(*at.env, job);
+    scanning->release();
     const bool users = probe && probe->writable_users;
     if (users && !file->mapped.exchange(true)) {
       const auto watch = mapped_.add(copy->data_path(), [this, file] { on_mapping_closed(file); });

@@ -186,8 +186,9 @@ class Comparison {
   }
 
   std::optional<Difference> trees_differ() {
-    const std::string here = local_->tree(0);
     for (int process = 0; process < (shape_.sessions ? shape_.processes : 1); ++process) {
+      // By the same process on both sides: closing the files that it reads ends its locks on them.
+      const std::string here = local_->tree(process);
       const std::string there = mounted_->tree(process);
       if (there == here) continue;
       std::istringstream a(there);
