@@ -133,7 +133,7 @@ void FileSystem::start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp
     auto task = do_unlock(loop, cred(ctx), file, std::move(op), ctx.pid);
     return run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
   }
-  file->locked = true;
+  for (const FilePtr& each : table_.files_of(op.inode)) each->locked = true;
   bool of_process = false;
   if (op.space == LockSpace::kPosix) {
     of_process = !asks_for_ofd_lock(ctx.pid);

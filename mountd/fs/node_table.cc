@@ -134,6 +134,9 @@ NodeTable::Node& NodeTable::make_node(Inode& of) {
   if (of.attr.type == FileType::kRegular) {
     made.file = std::make_shared<FileState>(of.id, made.handle);
     made.shown = of.attr;
+    for (const NodeHandle other : of.nodes) {
+      if (nodes_.at(raw(other)).file->locked.load()) made.file->locked = true;
+    }
   }
   of.nodes.push_back(made.handle);
   of.current = made.handle;

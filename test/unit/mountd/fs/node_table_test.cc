@@ -170,6 +170,18 @@ TEST_CASE("NodeTable: a FIFO that the kernel knows may be open, and is an orphan
   CHECK(*forgotten.orphan == InodeId(10));
 }
 
+TEST_CASE("NodeTable: closes of a newer lineage are heard of, too, once the inode was locked",
+          "[mountd][fs]") {
+  Fixture f;
+  const auto old = f.table.bind(f.file(10, 1), at(1), true);
+  f.table.hold(old.node);
+  old.file->locked = true;
+  const auto newer = f.table.bind(f.file(10, 2), at(2), true);
+  REQUIRE(newer.node != old.node);
+  CHECK(newer.file->locked);
+  CHECK_FALSE(newer.alone);
+}
+
 TEST_CASE("NodeTable: forgotten nodes go, held or dirty ones stay", "[mountd][fs]") {
   Fixture f;
   const auto view = f.table.bind(f.file(10, 1), at(1), true);
