@@ -453,8 +453,8 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
     if (!op.mtime_now) op.mtime = from_timespec(set.mtime);
   }
   op.clear_suid_sgid = set.has(kSetKillSuidGid) && (view.attr.mode & (S_ISUID | S_ISGID)) != 0;
-  // chown(path, -1, -1) of a file that loses setuid or setgid by it is for its owner. A kernel that
-  // knows an older mode lets others pass; what it sends is also what a passthrough write causes.
+  // chown(path, -1, -1) of a file that loses setuid or setgid by it is for its owner, which the
+  // kernel leaves to us. The same request comes from a write that takes them away.
   constexpr std::uint32_t kValues = kSetMode | kSetUid | kSetGid | kSetSize | kSetAtime | kSetMtime;
   const bool kills = (view.attr.mode & S_ISUID) != 0 ||
                      (view.attr.mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP);

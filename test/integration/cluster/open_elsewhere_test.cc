@@ -133,11 +133,11 @@ TEST_CASE("times set on an open file do not hold it back from newer versions", "
   const std::string newer = random_bytes(100'000, 2);
   write_file(b + "/f", newer);
   CHECK(stat_of(a + "/f").st_size == 100'000);
-  CHECK(read_file(a + "/f") == newer);
+  CHECK((read_file(a + "/f") == newer));
   CHECK(status(writer).st_size == 200'000);  // what was opened
   writer.close();
-  CHECK(read_file(a + "/f") == newer);
-  CHECK(read_file(b + "/f") == newer);
+  CHECK((read_file(a + "/f") == newer));
+  CHECK((read_file(b + "/f") == newer));
 }
 
 TEST_CASE("what a close has made the newest version again is what its name shows next",

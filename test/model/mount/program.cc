@@ -266,6 +266,7 @@ Op make_op(Dice& dice, const Shape& shape) {
       op.a = id(dice);
       op.b = id(dice);
       op.c = dice.one_in(4) ? AT_SYMLINK_NOFOLLOW : 0;
+      if (op.a == -1 && op.b == -1) op.b = 2000;  // of a setuid file: docs/POSIX.md
       break;
     case Call::kFutimens:
     case Call::kUtimens:
