@@ -658,6 +658,15 @@ void CachedCopy::note_closed() {
   save_stale_ = true;
 }
 
+Result<bool> CachedCopy::surely_modified() {
+  FM_TRY(const bool maybe, is_modified());
+  if (!maybe) return false;
+  FM_TRY(const auto scan, changed_blocks());
+  if (scan.modified()) return true;
+  FM_CHECK(note_clean(base(), scan, chunks(), After::kStillWritable));
+  return false;
+}
+
 Result<bool> CachedCopy::settle_closed() {
   {
     const MutexLock lock(mutex_);

@@ -140,6 +140,9 @@ class CachedCopy {
   /// The last writer is gone and nothing was modified: the copy may be evicted again. No I/O; if
   /// the client dies now, the next start finds out by the digests.
   void note_closed();
+  /// Blocking. is_modified() without its false alarms: then the copy is noted clean as it is now.
+  /// No other scan of it may be under way.
+  Result<bool> surely_modified();
   /// Blocking. The last writer is gone, and is_modified() may have raised a false alarm: true if
   /// the digests say so; the copy is clean then.
   Result<bool> settle_closed();

@@ -190,7 +190,8 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
     if (!outcome) co_return co_await refused(at, file, copy, outcome.error());
     if (outcome->changed) {
       count(outcome->replaced ? "replaced a newer version" : "committed");
-      after_commit(file, outcome->reply, look.backing.mtime_ns, input.under);
+      auto elsewhere = after_commit(file, outcome->reply, look.backing.mtime_ns, input.under);
+      co_await invalidate(std::move(elsewhere));
       co_return fermata::Status{};
     }
   }
@@ -217,8 +218,8 @@ Task<void> FileSystem::send_times(LoopContext& at, Credentials who, FilePtr file
   co_return fermata::Status{};
 }
 
-void FileSystem::after_commit(const FilePtr& file, const MutationReply& reply,
-                              std::int64_t mtime_ns, SessionId under) {
+NodeTable::Invalidation FileSystem::after_commit(const FilePtr& file, const MutationReply& reply,
+                                                 std::int64_t mtime_ns, SessionId under) {
   const Version version = reply.version;
   if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
   {
@@ -229,10 +230,11 @@ void FileSystem::after_commit(const FilePtr& file, const MutationReply& reply,
     file->work_session = under;
     if (file->mode == IoMode::kOrdinary) file->page_cache_version = version;
   }
-  if (table_.committed(file->node, version)) invalidate_later(table_.expire_names(file->inode));
   // Attributes that the kernel took before passthrough writes are old (docs/FUSE.md rule 9).
   FuseSession* fuse = fuse_.load();
   if (fuse != nullptr) (void)fuse->invalidate_inode(file->node, -1, 0);
+  if (!table_.committed(file->node, version)) return {};
+  return table_.expire_names(file->inode);
 }
 
 Task<void> FileSystem::set_aside(LoopContext& at, FilePtr file, CachePin copy, const char* why) {

@@ -116,7 +116,8 @@ bool FileSystem::may_differ(FileState& file) {
 }
 
 Timeout FileSystem::attr_timeout(const View& view) {
-  if (fuse_.load() == nullptr || !view.attr_valid || !view.current) return Timeout{0};
+  // What changes through one node the kernel does not tell the inode's other ones.
+  if (fuse_.load() == nullptr || !view.attr_valid || !view.alone) return Timeout{0};
   if (view.file) {
     if (may_differ(*view.file)) return Timeout{0};
     if (view.version != view.attr.version) return Timeout{0};
@@ -187,6 +188,16 @@ asio::awaitable<void> FileSystem::settle_lineage(LoopContext& at, const Attr att
   };
   const auto modified = co_await blocking<bool>(*at.env, job);
   if (!modified || !*modified) co_return;
+  // Times that were set, or the same bytes again, are no work to stay behind for. If a commit or an
+  // update goes on, it looks itself.
+  if (const auto still = file->content_gate.try_enter()) {
+    const auto look = [copy]() -> Result<bool> {
+      if (copy->updating()) return false;
+      return copy->surely_modified();
+    };
+    const auto surely = co_await blocking<bool>(*at.env, look);
+    if (!surely || !*surely) co_return;
+  }
   // A commit may have ended meanwhile; with no writer left, nobody would look at it again.
   MutexLock lock(file->mutex);
   const bool used = file->writers.load() != 0 || file->mapped.load();
@@ -240,9 +251,9 @@ Task<Entry> FileSystem::do_lookup(LoopContext& at, Credentials who, NodeHandle p
 }
 
 void FileSystem::forget(NodeHandle node, std::uint64_t lookup_count) {
-  FilePtr removed;
-  table_.forget_lookup(node, lookup_count, removed);
-  if (removed) teardown(removed);
+  const auto forgotten = table_.forget_lookup(node, lookup_count);
+  if (forgotten.file) teardown(forgotten.file);
+  if (forgotten.orphan) release_orphan(*forgotten.orphan);
 }
 
 void FileSystem::unhold(const FilePtr& file) {
@@ -443,10 +454,19 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
     if (!op.mtime_now) op.mtime = from_timespec(set.mtime);
   }
   op.clear_suid_sgid = set.has(kSetKillSuidGid) && (view.attr.mode & (S_ISUID | S_ISGID)) != 0;
+  // chown(path, -1, -1) of a file that loses setuid or setgid by it is for its owner, which the
+  // kernel leaves to us. The same request comes from a write that takes them away.
+  constexpr std::uint32_t kValues = kSetMode | kSetUid | kSetGid | kSetSize | kSetAtime | kSetMtime;
+  const bool kills = (view.attr.mode & S_ISUID) != 0 ||
+                     (view.attr.mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP);
+  const bool written_to = view.file && view.file->writers.load() != 0;
+  const bool owner = who.uid == 0 || who.uid == view.attr.uid;
+  if ((set.valid & kValues) == 0 && kills && !owner && !written_to) {
+    co_return std::errc::operation_not_permitted;
+  }
   const bool wanted = op.mode || op.uid || op.gid || op.atime || op.mtime || op.atime_now ||
                       op.mtime_now || op.clear_suid_sgid;
   // chown(path, -1, -1) asks for nothing but a new ctime.
-  constexpr std::uint32_t kValues = kSetMode | kSetUid | kSetGid | kSetSize | kSetAtime | kSetMtime;
   if (wanted || (set.valid & kValues) == 0) {
     if (view.noted_read && !op.atime_now && !op.atime) op.atime = view.attr.atime;
     const auto answer = co_await at.client->mutate(who, op);

@@ -439,8 +439,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<void> commit_now(LoopContext& at, Credentials who, FilePtr file, bool& kill);
   Task<void> send_times(LoopContext& at, Credentials who, FilePtr file, CommitInput input,
                         std::int64_t backing_mtime_ns);
-  void after_commit(const FilePtr& file, const MutationReply& reply, std::int64_t mtime_ns,
-                    SessionId under);
+  /// What is left to do before the commit is answered: names that lead to another node.
+  NodeTable::Invalidation after_commit(const FilePtr& file, const MutationReply& reply,
+                                       std::int64_t mtime_ns, SessionId under);
   Task<void> refused(LoopContext& at, FilePtr file, CachePin copy, std::error_code error);
   Task<void> set_aside(LoopContext& at, FilePtr file, CachePin copy, const char* why);
   bool surely_clean(const Handle& open);

@@ -37,13 +37,7 @@ Task<void> FileSystem::update_in_place(LoopContext& at, Credentials who, FilePtr
 
   const auto look = [copy]() -> Result<bool> {
     if (copy->updating()) return false;  // what an update that failed left is nobody's work
-    FM_TRY(const bool maybe, copy->is_modified());
-    if (!maybe) return false;
-    FM_TRY(const auto scan, copy->changed_blocks());
-    if (scan.modified()) return true;
-    FM_CHECK(
-        copy->note_clean(copy->base(), scan, copy->chunks(), CachedCopy::After::kStillWritable));
-    return false;
+    return copy->surely_modified();
   };
   FM_CO_TRY(const bool modified, co_await blocking<bool>(*at.env, look));
   if (modified) {

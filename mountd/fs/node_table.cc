@@ -108,6 +108,14 @@ void NodeTable::note_gone(InodeId id) {
 
 bool NodeTable::idle(const Node& node) { return !node.file || node.file->holds.load() == 0; }
 
+bool NodeTable::maybe_open(const Node& node, const Inode& of) {
+  if (node.file) return !idle(node);
+  const FileType type = of.attr.type;
+  const bool special =
+      type != FileType::kRegular && type != FileType::kDirectory && type != FileType::kSymlink;
+  return of.known && special && node.lookups != 0;
+}
+
 bool NodeTable::unsettled(const Node& node, const Inode& of) {
   return node.file && node.version != of.attr.version && !node.file->sticky.load() &&
          (node.file->writers.load() != 0 || node.file->mapped.load());
@@ -154,6 +162,7 @@ NodeTable::View NodeTable::view(const Node& node, const Inode& of) const {
   out.node = node.handle;
   out.inode = node.inode;
   out.current = of.current == node.handle;
+  out.alone = of.nodes.size() == 1;
   out.attr_known = of.known;
   out.attr_valid = attr_valid(of);
   out.attr = of.attr;
@@ -232,14 +241,20 @@ std::shared_ptr<FileState> NodeTable::remove_if_unused(NodeHandle handle) {
   return file;
 }
 
-void NodeTable::forget_lookup(NodeHandle handle, std::uint64_t count,
-                              std::shared_ptr<FileState>& removed) {
+NodeTable::Forgotten NodeTable::forget_lookup(NodeHandle handle, std::uint64_t count) {
   MutexLock lock(mutex_);
+  Forgotten out;
   const auto found = nodes_.find(raw(handle));
-  if (found == nodes_.end() || handle == kRootNode) return;
+  if (found == nodes_.end() || handle == kRootNode) return out;
   Node& node = found->second;
+  const Inode& of = inode(node.inode);
+  const bool was_open = maybe_open(node, of);
   node.lookups -= std::min(node.lookups, count);
-  if (node.lookups == 0) removed = remove_if_unused(handle);
+  if (node.lookups != 0) return out;
+  const bool unlinked = node.told_open || (of.attr.nlink == 0 && !of.gone);
+  if (!node.file && was_open && unlinked) out.orphan = node.inode;
+  out.file = remove_if_unused(handle);
+  return out;
 }
 
 std::shared_ptr<FileState> NodeTable::reap(NodeHandle node) {
@@ -550,8 +565,9 @@ bool NodeTable::in_use(InodeId id) {
   MutexLock lock(mutex_);
   const Inode* of = peek_inode(id);
   return of != nullptr &&
-         std::any_of(of->nodes.begin(), of->nodes.end(),
-                     [this](NodeHandle handle) { return !idle(nodes_.at(raw(handle))); });
+         std::any_of(of->nodes.begin(), of->nodes.end(), [this, of](NodeHandle handle) {
+           return maybe_open(nodes_.at(raw(handle)), *of);
+         });
 }
 
 std::vector<std::shared_ptr<FileState>> NodeTable::files_of(InodeId id) {
@@ -612,8 +628,9 @@ NodeTable::Invalidation NodeTable::call_back(const CallbackRequest& request) {
       bool open = false;
       for (const NodeHandle handle : of.nodes) {
         Node& node = nodes_.at(raw(handle));
-        if (idle(node)) continue;
+        if (!maybe_open(node, of)) continue;
         open = true;
+        node.told_open = true;
         if (node.file) node.file->unlinked_elsewhere = true;
       }
       if (open) out.open.push_back(item.inode);

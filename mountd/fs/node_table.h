@@ -57,6 +57,7 @@ class NodeTable {
     NodeHandle node = kNoNode;
     InodeId inode;
     bool current = true;
+    bool alone = true;  ///< the only node of its inode
     bool attr_known = false;
     bool attr_valid = false;
     bool noted_read = false;  ///< attr.atime is a read that the cluster may not know yet
@@ -83,7 +84,13 @@ class NodeTable {
   View bind(const Attr& attr, Stamp stamp, bool leased);
   /// The same without counting a lookup: a node kept alive by its own holds.
   View adopt(const Attr& attr, Stamp stamp, bool leased);
-  void forget_lookup(NodeHandle node, std::uint64_t count, std::shared_ptr<FileState>& removed);
+  struct Forgotten {
+    std::shared_ptr<FileState> file;  ///< to be torn down
+    /// A special file that the cluster may keep for this mount only.
+    std::optional<InodeId> orphan;
+  };
+  /// What goes with the kernel's last lookup.
+  Forgotten forget_lookup(NodeHandle node, std::uint64_t count);
   /// Removes the node if nothing refers to it any more; returns its file to be torn down.
   std::shared_ptr<FileState> reap(NodeHandle node);
 
@@ -162,7 +169,7 @@ class NodeTable {
     detach();
     return true;
   }
-  /// Whether any lineage of the inode is held.
+  /// Whether any lineage of the inode is held, or it is a special file that may be open.
   bool in_use(InodeId inode);
   /// All lineages of the inode, newest last.
   std::vector<std::shared_ptr<FileState>> files_of(InodeId inode);
@@ -194,6 +201,7 @@ class NodeTable {
     Version version;
     Attr shown;  // regular files: as it was when `version` was the newest
     std::shared_ptr<FileState> file;
+    bool told_open = false;  // special files: to the cluster
   };
   struct Dentry {
     InodeId child;
@@ -246,6 +254,8 @@ class NodeTable {
   Node& make_node(Inode& of) FM_REQUIRES(mutex_);
   View view(const Node& node, const Inode& of) const FM_REQUIRES(mutex_);
   static bool idle(const Node& node);
+  /// Opens of devices, FIFOs and sockets are the kernel's alone: one that it knows may be open.
+  static bool maybe_open(const Node& node, const Inode& of);
   /// In use, met by a newer version, and it is not known yet whether it holds local work.
   static bool unsettled(const Node& node, const Inode& of);
   Node* settled_node(Inode& of) FM_REQUIRES(mutex_);

@@ -68,6 +68,12 @@ Task<Gate::Pass> Gate::enter() {
   co_return error;
 }
 
+std::optional<Gate::Pass> Gate::try_enter() {
+  MutexLock lock(mutex_);
+  if (std::exchange(taken_, true)) return std::nullopt;
+  return Pass(this);
+}
+
 void Gate::leave() {
   std::shared_ptr<Signal> next;
   {

@@ -64,6 +64,8 @@ class Gate {
   };
   /// Errors: operation_canceled. The gate outlives the pass.
   Task<Pass> enter();
+  /// None if somebody is inside.
+  std::optional<Pass> try_enter();
 
  private:
   void leave();

@@ -75,6 +75,25 @@ TEST_CASE("locks: fcntl ranges split, merge and are seen by F_GETLK on another m
   CHECK(set_lock(other, F_SETLK, F_WRLCK, 0, 0) == 0);
 }
 
+TEST_CASE("locks: closing a newer version of the file releases them, too", "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  write_file(a + "/f", "old");
+  Fd mine(a + "/f", O_RDONLY);
+  REQUIRE(set_lock(mine, F_SETLK, F_RDLCK) == 0);
+  write_file(b + "/f", "newer");  // without asking for the lock
+  Fd other(b + "/f", O_RDWR);
+  CHECK(set_lock(other, F_SETLK, F_WRLCK) == EAGAIN);
+  {
+    const Fd again(a + "/f", O_RDONLY);
+    REQUIRE(again.pread(10, 0) == "newer");
+    REQUIRE(mine.pread(10, 0) == "old");
+  }
+  CHECK(set_lock(other, F_SETLK, F_WRLCK) == 0);
+}
+
 TEST_CASE("locks: who locks sees the newest bytes of an open file, and loses no update",
           "[locks]") {
   FM_NEEDS_MOUNTS();

@@ -112,9 +112,8 @@ class Comparison {
     make(mount_root_);
     std::vector<std::string> roots;
     for (const auto& mount : place.mounts) roots.push_back(mount + name);
-    mounted_ = std::make_unique<Workers>(roots, shape.processes, program);
-    local_ =
-        std::make_unique<Workers>(std::vector<std::string>{local_root_}, shape.processes, program);
+    mounted_ = std::make_unique<Workers>(roots, shape, program);
+    local_ = std::make_unique<Workers>(std::vector<std::string>{local_root_}, shape, program);
   }
   ~Comparison() {
     mounted_.reset();
@@ -187,8 +186,9 @@ class Comparison {
   }
 
   std::optional<Difference> trees_differ() {
-    const std::string here = local_->tree(0);
     for (int process = 0; process < (shape_.sessions ? shape_.processes : 1); ++process) {
+      // By the same process on both sides: closing the files that it reads ends its locks on them.
+      const std::string here = local_->tree(process);
       const std::string there = mounted_->tree(process);
       if (there == here) continue;
       std::istringstream a(there);

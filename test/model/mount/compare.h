@@ -28,6 +28,6 @@ std::optional<Difference> compare(const Place& place, const std::vector<Op>& pro
 
 /// The smallest part of `program` found in `runs_max` tries that still differs.
 std::vector<Op> minimise(const Place& place, std::vector<Op> program, const Shape& shape,
-                         int runs_max = 400);
+                         int runs_max);
 
 }  // namespace fermata::test::model

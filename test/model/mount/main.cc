@@ -23,6 +23,7 @@ struct Arguments {
   std::uint64_t ops = 400;
   int processes = 2;
   unsigned jobs = 2;
+  int tries = 400;
   bool keep_going = false;
 };
 
@@ -35,7 +36,7 @@ bool run_seed(const Arguments& arguments, std::uint64_t seed) {
               found->step, found->what.c_str());
   std::fflush(stdout);
   program.resize(std::min(program.size(), found->step + 1));
-  program = minimise(arguments.place, std::move(program), shape);
+  program = minimise(arguments.place, std::move(program), shape, arguments.tries);
   const auto again = compare(arguments.place, program, shape);
   std::string out = "seed " + std::to_string(seed);
   if (again) {
@@ -111,6 +112,7 @@ int main(int argc, char** argv) {
   app.add_option("--processes", arguments.processes, "processes per program")
       ->check(CLI::Range(1, 16));
   app.add_option("--jobs", arguments.jobs, "programs at a time")->check(CLI::Range(1, 64));
+  app.add_option("--tries", arguments.tries, "runs to make a program small that differs");
   app.add_flag("--keep-going", arguments.keep_going, "do not stop at the first difference");
   try {
     app.parse(argc, argv);

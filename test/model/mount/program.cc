@@ -266,6 +266,7 @@ Op make_op(Dice& dice, const Shape& shape) {
       op.a = id(dice);
       op.b = id(dice);
       op.c = dice.one_in(4) ? AT_SYMLINK_NOFOLLOW : 0;
+      if (op.a == -1 && op.b == -1) op.b = 2000;  // of a setuid file: docs/POSIX.md
       break;
     case Call::kFutimens:
     case Call::kUtimens:
@@ -301,7 +302,9 @@ Op make_op(Dice& dice, const Shape& shape) {
       break;
     case Call::kMknod: {
       static constexpr std::int64_t kTypes[] = {S_IFIFO, S_IFSOCK, S_IFCHR, S_IFREG};
-      op.a = dice.of(kTypes) | (mode(dice) & 0777);
+      const std::int64_t type = dice.of(kTypes);
+      // The two ends of a FIFO must be on one machine.
+      op.a = (shape.sessions && type == S_IFIFO ? S_IFCHR : type) | (mode(dice) & 0777);
       break;
     }
     case Call::kSetxattr: {

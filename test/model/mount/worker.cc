@@ -126,7 +126,8 @@ class Child {
   }
 
  public:
-  Child(const std::vector<Op>& program, int channel) : program_(program), channel_(channel) {
+  Child(const std::vector<Op>& program, const Shape& shape, int channel)
+      : program_(program), shape_(shape), channel_(channel) {
     std::fill(std::begin(fds_), std::end(fds_), -1);
   }
 
@@ -246,9 +247,11 @@ class Child {
         return ::futimens(fd, times);
       }
       case Call::kFlock:
+        if (locks_are_local(fd)) return 0;
         return ::flock(fd, static_cast<int>(op.a) | LOCK_NB);
       case Call::kSetLock:
       case Call::kGetLock: {
+        if (locks_are_local(fd)) return 0;
         struct flock lock {};
         lock.l_type = static_cast<short>(op.a);
         lock.l_whence = SEEK_SET;
@@ -347,6 +350,13 @@ class Child {
         return 0;
     }
     return 0;
+  }
+
+  // The kernel keeps the locks of directories and devices to itself: with several mounts they are
+  // not asked for.
+  bool locks_are_local(int fd) const {
+    struct stat st {};
+    return shape_.sessions && ::fstat(fd, &st) == 0 && !S_ISREG(st.st_mode);
   }
 
   // Where a hole begins is the filesystem's choice, as long as it tells no lie: what SEEK_DATA
@@ -499,6 +509,7 @@ class Child {
   }
 
   const std::vector<Op>& program_;
+  const Shape shape_;
   const int channel_;
   int fds_[kSlots];
   std::uint32_t user_ = 0;
@@ -506,10 +517,10 @@ class Child {
 
 }  // namespace
 
-Workers::Workers(const std::vector<std::string>& roots, int processes,
+Workers::Workers(const std::vector<std::string>& roots, const Shape& shape,
                  const std::vector<Op>& program)
     : program_(program) {
-  for (int i = 0; i < processes; ++i) {
+  for (int i = 0; i < shape.processes; ++i) {
     int channel[2];
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, channel) != 0) {
       throw std::runtime_error("socketpair failed");
@@ -527,7 +538,7 @@ Workers::Workers(const std::vector<std::string>& roots, int processes,
       }
       for (const auto& other : processes_) ::close(other.channel);
       ::close(channel[0]);
-      Child(program, channel[1]).serve();
+      Child(program, shape, channel[1]).serve();
     }
     ::close(channel[1]);
     processes_.push_back({pid, channel[0]});

@@ -43,7 +43,8 @@ struct Outcome {
 class Workers {
  public:
   /// Process i works below roots[i % roots.size()]. They know `program` from the start.
-  Workers(const std::vector<std::string>& roots, int processes, const std::vector<Op>& program);
+  Workers(const std::vector<std::string>& roots, const Shape& shape,
+          const std::vector<Op>& program);
   ~Workers();
   Workers(const Workers&) = delete;
   Workers& operator=(const Workers&) = delete;

@@ -1,6 +1,7 @@
 #include "mountd/fs/node_table.h"
 
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 
 namespace fermata::mountd {
 namespace {
@@ -146,13 +147,46 @@ TEST_CASE("NodeTable: a commit of the old lineage makes it the newest again", "[
   CHECK(f.table.expire_names(InodeId(10)).items.size() == 1);
 }
 
+TEST_CASE("NodeTable: a FIFO that the kernel knows may be open, and is an orphan once forgotten",
+          "[mountd][fs]") {
+  Fixture f;
+  Attr fifo = f.file(10, 0);
+  fifo.type = FileType::kFifo;
+  const auto view = f.table.bind(fifo, at(1), true);
+  CHECK(f.table.in_use(InodeId(10)));
+  CHECK_FALSE(f.table.forget_lookup(view.node, 1).orphan);  // it has a name
+  CHECK_FALSE(f.table.in_use(InodeId(10)));
+
+  const bool told = GENERATE(true, false);  // unlinked elsewhere, or here
+  const auto again = f.table.bind(fifo, at(2), true);
+  if (told) {
+    CHECK(f.table.call_back(f.callback(3, InodeId(10), {}, true)).open.size() == 1);
+  } else {
+    fifo.nlink = 0;
+    f.table.apply(fifo, at(3), true);
+  }
+  const auto forgotten = f.table.forget_lookup(again.node, 1);
+  REQUIRE(forgotten.orphan);
+  CHECK(*forgotten.orphan == InodeId(10));
+}
+
+TEST_CASE("NodeTable: closes of a newer lineage are heard of, too, once the inode was locked",
+          "[mountd][fs]") {
+  Fixture f;
+  const auto old = f.table.bind(f.file(10, 1), at(1), true);
+  f.table.hold(old.node);
+  old.file->locks->asked = true;
+  const auto newer = f.table.bind(f.file(10, 2), at(2), true);
+  REQUIRE(newer.node != old.node);
+  CHECK(newer.file->locks->asked);
+  CHECK_FALSE(newer.alone);
+}
+
 TEST_CASE("NodeTable: forgotten nodes go, held or dirty ones stay", "[mountd][fs]") {
   Fixture f;
   const auto view = f.table.bind(f.file(10, 1), at(1), true);
-  std::shared_ptr<FileState> removed;
   const auto held = f.table.hold(view.node);
-  f.table.forget_lookup(view.node, 1, removed);
-  CHECK_FALSE(removed);
+  CHECK_FALSE(f.table.forget_lookup(view.node, 1).file);
   held->file->holds = 0;
   held->file->sticky = true;
   CHECK_FALSE(f.table.reap(view.node));
@@ -205,10 +239,9 @@ TEST_CASE("NodeTable: memory is bounded by what the kernel does not hold", "[mou
   NodeTable::Limits limits;
   limits.inode_count = 500;
   NodeTable table(f.session, limits);
-  std::shared_ptr<FileState> removed;
   for (std::uint64_t i = 10; i < 3000; ++i) {
     const auto view = table.bind(f.file(i, 1), at(i), true);
-    if (i >= 20) table.forget_lookup(view.node, 1, removed);
+    if (i >= 20) (void)table.forget_lookup(view.node, 1);
   }
   const auto counters = table.counters();
   CHECK(counters.inodes <= 500);
