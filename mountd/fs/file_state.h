@@ -65,6 +65,8 @@ struct FileState {
   std::atomic<bool> linkable{false};            ///< made without a name, and may still get one
   /// How many LINKs give it its first name just now: closes commit, and it is not let go of.
   std::atomic<std::uint32_t> naming{0};
+  /// Made, and its open under way: the kernel will be told of it with what is valid then.
+  std::atomic<bool> creating{false};
   std::atomic<bool> mapped{false};  ///< a writable mapping outlived the last writable open
   /// One commit or update in place of the copy at a time: each takes what it finds there for one
   /// version. Taken before `gate`.

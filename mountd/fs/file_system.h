@@ -74,6 +74,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   void set_store(CacheStore& store);
   /// After the mount: passthrough and kernel caching begin.
   void attach(FuseSession& session, Notifier& notifier);
+  /// Whether the kernel has a lookup of the node that it has not given back, or is about to get
+  /// one.
+  bool granted(NodeHandle node) { return table_.granted(node); }
   /// No notification is sent any more.
   void detach();
   /// Commits what an earlier mountd left, or sets it aside as conflicts. Once, after attach().

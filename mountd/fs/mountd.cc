@@ -146,7 +146,8 @@ std::string Mountd::mount() {
   MountError error;
   fuse_ = FuseSession::mount(mount, *loops_, *fs_, error);
   if (!fuse_) return error.message;
-  notifier_ = std::make_unique<Notifier>(*fuse_);
+  notifier_ =
+      std::make_unique<Notifier>(*fuse_, [this](NodeHandle node) { return fs_->granted(node); });
   fs_->attach(*fuse_, *notifier_);
   auto control =
       ControlSocket::open(options_.cache_dir + "/control.sock",

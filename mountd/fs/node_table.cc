@@ -241,6 +241,13 @@ std::shared_ptr<FileState> NodeTable::remove_if_unused(NodeHandle handle) {
   return file;
 }
 
+bool NodeTable::granted(NodeHandle handle) {
+  MutexLock lock(mutex_);
+  const auto found = nodes_.find(raw(handle));
+  if (found == nodes_.end() || found->second.lookups == 0) return false;
+  return !found->second.file || !found->second.file->creating.load();
+}
+
 NodeTable::Forgotten NodeTable::forget_lookup(NodeHandle handle, std::uint64_t count) {
   MutexLock lock(mutex_);
   Forgotten out;

@@ -89,6 +89,9 @@ class NodeTable {
     /// A special file that the cluster may keep for this mount only.
     std::optional<InodeId> orphan;
   };
+  /// Whether the kernel has a lookup of it, or soon will have: the answer does not wait for
+  /// anybody.
+  bool granted(NodeHandle node);
   /// What goes with the kernel's last lookup.
   Forgotten forget_lookup(NodeHandle node, std::uint64_t count);
   /// Removes the node if nothing refers to it any more; returns its file to be torn down.

@@ -454,7 +454,11 @@ Task<FileSystem::Created> FileSystem::do_create_open(LoopContext& at, Credential
 
 Task<FileSystem::Created> FileSystem::open_created(LoopContext& at, Credentials who, Entry entry,
                                                    OpenWish wish) {
+  // The open may wait for the cluster, which may wait for a callback about this very file.
+  const auto made = table_.find(entry.node);
+  if (made && made->file) made->file->creating = true;
   auto result = co_await do_open(at, who, entry.node, wish);
+  if (made && made->file) made->file->creating = false;
   if (!result) {
     forget(entry.node, 1);
     co_return result.error();

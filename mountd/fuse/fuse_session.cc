@@ -226,29 +226,34 @@ abi::NotifyInvalEntry entry_notice(NodeHandle parent, std::string_view name, std
 Status FuseSession::expire_entry(NodeHandle parent, std::string_view name) {
   // Without the flag's support the kernel would refuse or drop the dentry: the older, harder way.
   const auto flags = has_expire_only() ? abi::kExpireOnly : 0;
-  return core_->notify(abi::kNotifyInvalEntry, fixed_part(entry_notice(parent, name, flags)), name);
+  FM_CHECK(
+      core_->notify(abi::kNotifyInvalEntry, fixed_part(entry_notice(parent, name, flags)), name));
+  return {};
 }
 
 Status FuseSession::invalidate_entry(NodeHandle parent, std::string_view name) {
-  return core_->notify(abi::kNotifyInvalEntry, fixed_part(entry_notice(parent, name, 0)), name);
+  FM_CHECK(core_->notify(abi::kNotifyInvalEntry, fixed_part(entry_notice(parent, name, 0)), name));
+  return {};
 }
 
 Status FuseSession::delete_entry(NodeHandle parent, NodeHandle child, std::string_view name) {
   const abi::NotifyDelete notice{static_cast<std::uint64_t>(parent),
                                  static_cast<std::uint64_t>(child),
                                  static_cast<std::uint32_t>(name.size()), 0};
-  return core_->notify(abi::kNotifyDelete, fixed_part(notice), name);
+  FM_CHECK(core_->notify(abi::kNotifyDelete, fixed_part(notice), name));
+  return {};
 }
 
-Status FuseSession::invalidate_inode(NodeHandle node, std::int64_t offset_bytes,
-                                     std::int64_t size_bytes) {
+Result<bool> FuseSession::invalidate_inode(NodeHandle node, std::int64_t offset_bytes,
+                                           std::int64_t size_bytes) {
   const abi::NotifyInvalInode notice{static_cast<std::uint64_t>(node), offset_bytes, size_bytes};
   return core_->notify(abi::kNotifyInvalInode, fixed_part(notice), {});
 }
 
 Status FuseSession::invalidate_all_entries() {
   if (!core_->has_epoch_) return std::errc::operation_not_supported;
-  return core_->notify(abi::kNotifyIncEpoch, {}, {});
+  FM_CHECK(core_->notify(abi::kNotifyIncEpoch, {}, {}));
+  return {};
 }
 
 std::vector<FuseSession::Pending> FuseSession::pending() const {

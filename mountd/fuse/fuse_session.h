@@ -104,8 +104,9 @@ class FuseSession {
   /// invalidate_entry that also tells inotify watchers of the deletion.
   Status delete_entry(NodeHandle parent, NodeHandle child, std::string_view name);
   /// Attributes, and cached pages of [offset, offset + size); size 0 is to the end. A negative
-  /// offset drops the attributes alone and takes no lock.
-  Status invalidate_inode(NodeHandle node, std::int64_t offset_bytes, std::int64_t size_bytes);
+  /// offset drops the attributes alone and takes no lock. False: the kernel does not know the node.
+  Result<bool> invalidate_inode(NodeHandle node, std::int64_t offset_bytes,
+                                std::int64_t size_bytes);
   /// Every dentry of the mount is asked for again at its next use. Takes no lock.
   /// Errors: EOPNOTSUPP when !has_epoch().
   Status invalidate_all_entries();

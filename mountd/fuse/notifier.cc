@@ -40,23 +40,26 @@ bool is_name(const Notifier::Item& item) { return item.kind != Notifier::Kind::k
 }  // namespace
 
 struct Notifier::State {
-  explicit State(FuseSession& s) : session(s) {}
+  State(FuseSession& s, Granted g) : session(s), granted(std::move(g)) {}
   void run_names();
   void run_pages();
   void run_patience();
-  void perform(const Item& item);
+  /// False: it is of a node that the kernel does not know yet.
+  bool perform(const Item& item);
+  void perform_late(const Item& item);
 
   FuseSession& session;
+  const Granted granted;
   std::mutex mutex;
   std::condition_variable names_ready, pages_ready, watch_ready;
   std::deque<Job> names, pages;
   std::deque<std::shared_ptr<Batch>> watched;  ///< oldest first
-  bool stopping = false;
+  std::atomic<bool> stopping{false};           ///< set under the mutex
   std::atomic<std::uint64_t> batch_count{0}, epoch_count{0};
   std::thread names_thread, pages_thread, watch_thread;
 };
 
-void Notifier::State::perform(const Item& item) {
+bool Notifier::State::perform(const Item& item) {
   Status status;
   switch (item.kind) {
     case Kind::kExpireEntry:
@@ -68,15 +71,34 @@ void Notifier::State::perform(const Item& item) {
     case Kind::kDeleteEntry:
       status = session.delete_entry(item.node, item.child, item.name);
       break;
-    case Kind::kInvalidateInode:
-      status = session.invalidate_inode(item.node, item.offset_bytes, item.size_bytes);
+    case Kind::kInvalidateInode: {
+      const auto known = session.invalidate_inode(item.node, item.offset_bytes, item.size_bytes);
+      if (!known) status = known.error();
+      if (known && !*known && granted && granted(item.node)) return false;
       break;
+    }
   }
   // ENOTEMPTY and EBUSY: a directory in use, which the kernel keeps but has expired.
   if (!status && status.error() != std::errc::directory_not_empty &&
       status.error() != std::errc::device_or_resource_busy) {
     spdlog::warn("fuse: the kernel refused to invalidate '{}' of node {}: {}", item.name,
                  static_cast<std::uint64_t>(item.node), status.error().message());
+  }
+  return true;
+}
+
+// The process only has to run, or the FORGET to be read.
+void Notifier::State::perform_late(const Item& item) {
+  constexpr auto kPause = std::chrono::microseconds(200);
+  constexpr auto kAtMost = std::chrono::seconds(5);
+  const auto until = std::chrono::steady_clock::now() + kAtMost;
+  while (!perform(item) && !stopping.load()) {
+    if (std::chrono::steady_clock::now() > until) {
+      spdlog::warn("fuse: node {} was granted {} s ago and the kernel does not know it",
+                   static_cast<std::uint64_t>(item.node), kAtMost.count());
+      return;
+    }
+    std::this_thread::sleep_for(kPause);
   }
 }
 
@@ -103,7 +125,7 @@ void Notifier::State::run_pages() {
     auto job = std::move(pages.front());
     pages.pop_front();
     lock.unlock();
-    for (const auto& item : job.items) perform(item);
+    for (const auto& item : job.items) perform_late(item);
     job.batch->finish_part();
     job = {};
     lock.lock();
@@ -118,7 +140,7 @@ void Notifier::State::run_patience() {
     const auto oldest = watched.front();
     if (!stopping && !oldest->names_done.load() &&
         std::chrono::steady_clock::now() < oldest->overtake_at) {
-      watch_ready.wait_until(lock, oldest->overtake_at, [&] { return stopping; });
+      watch_ready.wait_until(lock, oldest->overtake_at, [&] { return stopping.load(); });
       continue;
     }
     if (oldest->names_done.load()) {
@@ -138,7 +160,8 @@ void Notifier::State::run_patience() {
   }
 }
 
-Notifier::Notifier(FuseSession& session) : state_(std::make_unique<State>(session)) {
+Notifier::Notifier(FuseSession& session, Granted granted)
+    : state_(std::make_unique<State>(session, std::move(granted))) {
   auto* state = state_.get();
   state->names_thread = std::thread([state] { state->run_names(); });
   state->pages_thread = std::thread([state] { state->run_pages(); });
@@ -164,9 +187,7 @@ void Notifier::invalidate(std::vector<Item> items, std::function<void()> done) {
   for (auto& item : items) {
     if (is_name(item)) {
       names.items.push_back(std::move(item));
-    } else if (item.offset_bytes < 0) {
-      state_->perform(item);  // takes no lock
-    } else {
+    } else if (item.offset_bytes >= 0 || !state_->perform(item)) {  // attributes take no lock
       pages.items.push_back(std::move(item));
     }
   }

@@ -7,6 +7,11 @@
 // pages waits for page locks, which a READ in flight holds; an epoch does not replace it, so such
 // items have a thread of their own and are always waited for.
 //
+// A node that was granted to the kernel and that it does not know yet: an answer that names it has
+// been written, and the process that waits for it has not run since. What that process will store
+// is as old as the answer, so the invalidation is repeated until the kernel knows the node or has
+// given it back.
+//
 // Without epoch support (FuseSession::has_epoch()) a batch is done when the precise calls are.
 //
 // Thread-safety: invalidate() from any thread; `done` runs on a thread of the notifier, or inside
@@ -41,7 +46,10 @@ class Notifier {
   static constexpr std::size_t kBatchPrecise = 64;
   static constexpr std::chrono::milliseconds kPatience{3};
 
-  explicit Notifier(FuseSession& session);
+  /// Whether a node was granted to the kernel and not given back. Any thread.
+  using Granted = std::function<bool(NodeHandle)>;
+
+  explicit Notifier(FuseSession& session, Granted granted = {});
   /// Waits for the calls in flight, which stop() of the session frees: stop the session first. Each
   /// `done` was or is called.
   ~Notifier();

@@ -261,8 +261,8 @@ ConnectionInfo SessionCore::negotiate(std::uint32_t write_size_max) {
   return info;
 }
 
-Status SessionCore::notify(std::int32_t code, ByteView fixed, std::string_view name) {
-  if (closed()) return {};
+Result<bool> SessionCore::notify(std::int32_t code, ByteView fixed, std::string_view name) {
+  if (closed()) return true;
   const auto size = sizeof(abi::OutHeader) + fixed.size() + (name.empty() ? 0 : name.size() + 1);
   abi::OutHeader header{static_cast<std::uint32_t>(size), code, 0};
   std::string terminated(name);
@@ -270,10 +270,11 @@ Status SessionCore::notify(std::int32_t code, ByteView fixed, std::string_view n
                     {const_cast<std::byte*>(fixed.data()), fixed.size()},
                     {terminated.data(), terminated.size() + 1}};
   const int count = !name.empty() ? 3 : !fixed.empty() ? 2 : 1;
-  if (::writev(transport_->control_fd(), parts, count) >= 0) return {};
+  if (::writev(transport_->control_fd(), parts, count) >= 0) return true;
   const int failure = errno;
-  // ENOENT: not cached. ENODEV and ENOTCONN: the mount is gone, and its cache with it.
-  if (failure == ENOENT || failure == ENODEV || failure == ENOTCONN) return {};
+  if (failure == ENOENT) return false;
+  // The mount is gone, and its cache with it.
+  if (failure == ENODEV || failure == ENOTCONN) return true;
   return from_errno(failure);
 }
 

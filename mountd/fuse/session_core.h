@@ -83,7 +83,8 @@ class SessionCore : public TransportHost, public std::enable_shared_from_this<Se
   /// libfuse's way out: routes one answer to the transport. As writev(2).
   ssize_t write_reply(const iovec* parts, int count);
   /// A notification or its error. Any thread.
-  Status notify(std::int32_t code, ByteView fixed, std::string_view name);
+  /// Whether the kernel knew what the notification is about.
+  Result<bool> notify(std::int32_t code, ByteView fixed, std::string_view name);
   /// The kernel obeys ACLs and leaves the umask to us. Agreed to at INIT.
   bool acls() const { return acls_; }
   bool offered(std::uint64_t flag) const { return (offered_flags_ & flag) == flag; }

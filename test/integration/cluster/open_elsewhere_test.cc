@@ -1,6 +1,7 @@
 // What one mount has open while another changes it: attributes of now, versions that stay, devices
 // and FIFOs that were unlinked.
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/file.h>
 #include <sys/fsuid.h>
 #include <sys/stat.h>
@@ -8,8 +9,11 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <thread>
+#include <vector>
 
 #include "test/integration/cluster/files.h"
 #include "test/support/mini_cluster.h"
@@ -187,6 +191,51 @@ TEST_CASE("chown to nobody new does not take setuid away for a stranger", "[cohe
   CHECK(errno_of(chown((a + "/f").c_str(), uid_t(-1), gid_t(-1))) == 0);
   setfsuid(0);
   CHECK((stat_of(b + "/f").st_mode & 07777) == 0755);
+}
+
+// A process that the scheduler leaves waiting takes in the answer to its lookup late: also what it
+// then remembers must not be older than a change that was made in between.
+TEST_CASE("a lookup whose answer is taken in late leaves nothing old behind", "[coherence]") {
+  FM_NEEDS_MOUNTS();
+  constexpr int kRounds = 300;
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  for (int i = 0; i < kRounds; ++i) {
+    REQUIRE(mkdir((a + "/d" + std::to_string(i)).c_str(), 0755) == 0);
+  }
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> busy;
+  for (unsigned i = 0; i < std::thread::hardware_concurrency(); ++i) {
+    busy.emplace_back([&] {
+      while (!stop) {
+      }
+    });
+  }
+  std::atomic<int> asked{-1};
+  std::atomic<int> seen{-1};
+  std::thread looks([&] {
+    const sched_param none{};
+    sched_setscheduler(0, SCHED_IDLE, &none);  // of this thread
+    for (int i = 0; i < kRounds; ++i) {
+      while (asked < i) std::this_thread::sleep_for(100us);
+      (void)exists(b + "/d" + std::to_string(i));
+      seen = i;
+    }
+  });
+  int old = 0;
+  for (int i = 0; i < kRounds; ++i) {
+    const std::string name = "/d" + std::to_string(i);
+    asked = i;
+    std::this_thread::sleep_for(std::chrono::microseconds(i * 37 % 5000));
+    REQUIRE(chmod((a + name).c_str(), 0700) == 0);
+    REQUIRE(eventually([&] { return seen >= i; }, 60s));
+    if ((stat_of(b + name).st_mode & 07777) != 0700) ++old;
+  }
+  stop = true;
+  looks.join();
+  for (auto& thread : busy) thread.join();
+  CHECK(old == 0);
 }
 
 }  // namespace
