@@ -104,7 +104,7 @@ std::string sort_of(const Outcome& outcome) {
 
 bool makes(const Op& op) {
   return op.call == Call::kMkdir || op.call == Call::kMknod || op.call == Call::kSymlink ||
-         (op.call == Call::kOpen && (op.flags & O_CREAT) != 0);
+         (op.call == Call::kOpen && (op.a & O_CREAT) != 0);
 }
 
 class Comparison {
