@@ -129,7 +129,7 @@ TEST_CASE("locks: one that is asked for while the session is renewed is held by 
       threads.push_back(std::make_unique<Thread>([&, i] {
         const Fd& mine = *fds[static_cast<std::size_t>(i)];
         int& result = results[static_cast<std::size_t>(i)];
-        std::this_thread::sleep_for(std::chrono::milliseconds(i));
+        std::this_thread::sleep_for(std::chrono::milliseconds(4 * i));
         result = set_lock(mine, F_OFD_SETLKW, F_WRLCK);
         if (result == 0) result = pwrite(mine.get(), "new", 3, 0) == 3 ? 0 : errno;
         if (result == 0) result = errno_of(fsync(mine.get()));
@@ -295,6 +295,28 @@ TEST_CASE("locks: a request that a soft mount gave up holds nothing", "[locks]")
   CHECK(got == ETIMEDOUT);
   CHECK(eventually([&] { return set_lock(other, F_OFD_SETLK, F_WRLCK, 100, 10) == 0; }, 20s));
   CHECK(set_lock(other, F_OFD_SETLK, F_WRLCK, 0, 1) == EAGAIN);  // what it held before it still has
+}
+
+TEST_CASE("locks: disjoint ranges divide a file among programs of one mount, not among mounts",
+          "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  const auto write_halves = [&](const std::string& first_mount, const std::string& second_mount) {
+    write_file(a + "/f", "........");
+    Fd first(first_mount + "/f", O_RDWR);
+    Fd second(second_mount + "/f", O_RDWR);
+    REQUIRE(set_lock(first, F_OFD_SETLK, F_WRLCK, 0, 4) == 0);
+    REQUIRE(set_lock(second, F_OFD_SETLK, F_WRLCK, 4, 4) == 0);
+    first.pwrite("1111", 0);
+    second.pwrite("2222", 4);
+    CHECK(set_lock(first, F_OFD_SETLK, F_UNLCK, 0, 4) == 0);
+    CHECK(set_lock(second, F_OFD_SETLK, F_UNLCK, 4, 4) == 0);
+    return read_file(b + "/f");
+  };
+  CHECK(write_halves(a, a) == "11112222");
+  CHECK(write_halves(a, b) == "....2222");  // as docs/PROTOCOL.md says: whole, never a mix
 }
 
 TEST_CASE("locks: what several programs of a mount write is not kept from the others' versions",
