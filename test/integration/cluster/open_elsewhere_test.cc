@@ -197,7 +197,7 @@ TEST_CASE("chown to nobody new does not take setuid away for a stranger", "[cohe
 // then remembers must not be older than a change that was made in between.
 TEST_CASE("a lookup whose answer is taken in late leaves nothing old behind", "[coherence]") {
   FM_NEEDS_MOUNTS();
-  constexpr int kRounds = 300;
+  constexpr int kRounds = 100;
   MiniCluster cluster;
   const std::string a = cluster.mnt();
   const std::string b = cluster.mount_another();
