@@ -2,9 +2,11 @@
 // points; and what notifications change.
 #include <signal.h>
 
+#include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 #include <future>
+#include <thread>
 
 #include "mountd/fuse/notifier.h"
 #include "test/integration/fuse/fixture.h"
@@ -103,7 +105,28 @@ TEST_CASE("fuse: notifications make the kernel ask again", "[integration][fuse]"
   CHECK(get(m.mnt / "a") == "newer");
   // What nobody has heard of is no error.
   CHECK(m.session->expire_entry(mountd::kRootNode, "unheard-of"));
-  CHECK(m.session->invalidate_inode(mountd::NodeHandle{4711}, -1, 0));
+  CHECK(m.session->invalidate_inode(mountd::NodeHandle{4711}, -1, 0).value() == false);
+}
+
+TEST_CASE("fuse: the notifier is done with a node when the kernel knows it or has given it back",
+          "[integration][fuse]") {
+  skip_without_fuse();
+  Mounted m;
+  constexpr mountd::NodeHandle kOnItsWay{4711};  // granted in an answer that nobody has taken in
+  std::atomic<bool> granted{true};
+  std::atomic<int> asked{0};
+  mountd::Notifier notifier(*m.session, [&](mountd::NodeHandle node) {
+    ++asked;
+    return node == kOnItsWay && granted;
+  });
+  std::promise<void> done;
+  notifier.invalidate({{.kind = mountd::Notifier::Kind::kInvalidateInode, .node = kOnItsWay}},
+                      [&] { done.set_value(); });
+  auto ready = done.get_future();
+  while (asked < 10) std::this_thread::sleep_for(1ms);
+  CHECK(ready.wait_for(0s) == std::future_status::timeout);
+  granted = false;
+  CHECK(ready.wait_for(2s) == std::future_status::ready);
 }
 
 TEST_CASE("fuse: attributes and pages are dropped on request", "[integration][fuse]") {

@@ -646,6 +646,25 @@ TEST_CASE("CachedCopy: a false alarm of a writer that is gone is settled by the 
   }
 }
 
+TEST_CASE("CachedCopy: a false alarm beside a living writer is settled by the digests",
+          "[mountd][cache]") {
+  TempDir dir;
+  const auto store = open_store(options_for(dir.path));
+  const CachePin copy = fill(*store, 1, 1, random_bytes(3 * kMiB, 1));
+  REQUIRE(copy->mark_maybe_dirty(kUntracked));
+  const Fd writer(::open(copy->data_path().c_str(), O_RDWR | O_CLOEXEC));
+  const timespec times[2] = {{1'000'000'000, 0}, {1'000'000'000, 0}};
+  REQUIRE(::futimens(writer.get(), times) == 0);
+  CHECK(copy->is_modified().value());
+  CHECK_FALSE(copy->surely_modified().value());
+  CHECK(copy->is_modified().value() == !store->ctime_reliable());
+  CHECK(copy->base() == Version(1));
+  CHECK(copy->maybe_dirty());  // the writer lives
+  REQUIRE(::pwrite(writer.get(), "x", 1, 2 * kMiB) == 1);
+  CHECK(copy->surely_modified().value());
+  CHECK(copy->changed_blocks().value().changed == Blocks{2});
+}
+
 TEST_CASE("CacheStore: threads find, fill, write and evict together", "[mountd][cache]") {
   TempDir dir;
   const auto store = open_store(options_for(dir.path, kMiB));
