@@ -120,8 +120,10 @@ TEST_CASE("fuse: the notifier is done with a node when the kernel knows it or ha
     return node == kOnItsWay && granted;
   });
   std::promise<void> done;
-  notifier.invalidate({{.kind = mountd::Notifier::Kind::kInvalidateInode, .node = kOnItsWay}},
-                      [&] { done.set_value(); });
+  mountd::Notifier::Item attributes;
+  attributes.kind = mountd::Notifier::Kind::kInvalidateInode;
+  attributes.node = kOnItsWay;
+  notifier.invalidate({attributes}, [&] { done.set_value(); });
   auto ready = done.get_future();
   while (asked < 10) std::this_thread::sleep_for(1ms);
   CHECK(ready.wait_for(0s) == std::future_status::timeout);
