@@ -90,6 +90,7 @@ bool SpaceGuard::is_low(const Other& other) const {
 void SpaceGuard::on_serving() {
   others_.clear();
   full_since_ = {};
+  doubt_since_ = {};
   next_look_ = {};
 }
 
@@ -103,29 +104,43 @@ bool SpaceGuard::near_limit() const {
   });
 }
 
-/// Unknown ones get the benefit of the doubt, unless one that is known is wanting: together with it
-/// a silent one would make a majority that cannot take anything.
-std::size_t SpaceGuard::others_without(bool (SpaceGuard::*wants)(const Other&) const) const {
-  std::size_t without = 0;
-  std::size_t unknown = 0;
-  std::size_t wanting = 0;
+SpaceGuard::Others SpaceGuard::judge(bool (SpaceGuard::*wants)(const Other&) const) const {
+  Others all;
   for (const NodeId voter : node_.peers->other_voters()) {
     const auto it = others_.find(voter);
     if (it == others_.end() || !is_fresh(it->second)) {
-      ++unknown;
+      ++all.unknown;
     } else {
-      ++((this->*wants)(it->second) ? wanting : without);
+      ++((this->*wants)(it->second) ? all.wanting : all.fine);
     }
   }
-  return without + (wanting == 0 ? unknown : 0);
+  return all;
 }
 
-std::size_t SpaceGuard::others_with_room() const { return others_without(&SpaceGuard::is_full); }
+/// Unknown ones get the benefit of the doubt, unless one that is known is wanting: together with it
+/// a silent one would make a majority that cannot take anything.
+std::size_t SpaceGuard::fine_of(const Others& others) {
+  return others.fine + (others.wanting == 0 ? others.unknown : 0);
+}
+
+std::size_t SpaceGuard::others_with_room() const { return fine_of(judge(&SpaceGuard::is_full)); }
+
+bool SpaceGuard::doubtful() const {
+  const Others others = judge(&SpaceGuard::is_full);
+  const std::size_t here = full_here() ? 0 : 1;
+  return fine_of(others) + here < node_.majority() &&
+         others.fine + others.unknown + here >= node_.majority();
+}
 
 Status SpaceGuard::room() const {
   const std::size_t others = others_with_room();
   const bool here = !full_here();
-  if (others + (here ? 1u : 0u) < node_.majority()) return std::errc::no_space_on_device;
+  if (others + (here ? 1u : 0u) < node_.majority()) {
+    // The silent one may be back at once, or the full one have room again.
+    const bool waits = doubtful() && (doubt_since_ == TimePoint{} ||
+                                      node_.env.now() - doubt_since_ < kHandOverPatience);
+    return waits ? Status(Errc::kRetry) : Status(std::errc::no_space_on_device);
+  }
   if (here) return {};
   const bool waits =
       full_since_ != TimePoint{} && node_.env.now() - full_since_ < kHandOverPatience;
@@ -140,7 +155,7 @@ bool SpaceGuard::low_here() const {
 }
 
 bool SpaceGuard::low() const {
-  return others_without(&SpaceGuard::is_low) + (low_here() ? 0u : 1u) < node_.majority();
+  return fine_of(judge(&SpaceGuard::is_low)) + (low_here() ? 0u : 1u) < node_.majority();
 }
 
 DiskSpace SpaceGuard::cluster() const {
@@ -166,6 +181,11 @@ asio::awaitable<void> SpaceGuard::watch() {
       next_look_ = node_.env.now() + (near_limit() ? kTick : node_.config.space_interval);
     }
     care();
+    if (!node_.serving || !doubtful()) {
+      doubt_since_ = {};
+    } else if (doubt_since_ == TimePoint{}) {
+      doubt_since_ = node_.env.now();
+    }
     hand_over_if_full();
     if (const std::error_code stop = co_await node_.env.sleep_for(kTick); stop) co_return;
   }

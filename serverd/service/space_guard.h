@@ -99,7 +99,13 @@ class SpaceGuard {
   bool is_fresh(const Other& other) const;
   bool near_limit() const;
   bool is_low(const Other& other) const;
-  std::size_t others_without(bool (SpaceGuard::*wants)(const Other&) const) const;
+  struct Others {
+    std::size_t fine = 0, wanting = 0, unknown = 0;
+  };
+  Others judge(bool (SpaceGuard::*wants)(const Other&) const) const;
+  static std::size_t fine_of(const Others& others);
+  /// Whether it depends on one that is not heard of if a majority has room.
+  bool doubtful() const;
   std::size_t others_with_room() const;
   boost::asio::awaitable<void> look();
   boost::asio::awaitable<void> ask(NodeId peer);
@@ -122,7 +128,8 @@ class SpaceGuard {
   bool making_reserve_ = false;
   // Handing over.
   bool handing_over_ = false;
-  TimePoint full_since_{};  ///< as primary, with others that have room
+  TimePoint doubt_since_{};  ///< as primary: of doubtful()
+  TimePoint full_since_{};   ///< as primary, with others that have room
   TimePoint next_hand_over_{};
 };
 
