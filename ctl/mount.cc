@@ -1,8 +1,5 @@
 // fermata mount, fermata umount.
-#include <sys/mount.h>
-
 #include <boost/json.hpp>
-#include <cerrno>
 #include <cstdio>
 #include <filesystem>
 
@@ -57,23 +54,10 @@ bool flush(const std::string& mount_point) {
   return true;
 }
 
-/// As umount(8) has it: whoever works there would go on with a file that nobody commits. The first
-/// MNT_EXPIRE of a mount only says whether it is in use (umount(2)); without the right to ask, no.
-bool in_use(const std::string& mount_point) {
-  return umount2(mount_point.c_str(), MNT_EXPIRE) != 0 && errno == EBUSY;
-}
-
 int umount(const std::string& mount_point, bool flush_first, bool force) {
   const std::string target = std::filesystem::absolute(mount_point).lexically_normal().string();
   if (!is_fermata_mount(target)) {
     complain(target + " is no Fermata mount");
-    return kExitMountFailed;
-  }
-  // A program that has just ended may not have let go of everything yet.
-  if (!force && !wait_until(1s, [&] { return !in_use(target); })) {
-    complain(
-        target + " is in use (fuser -vm " + target +
-        " says by whom). --force takes it away from them: what they write then is not committed");
     return kExitMountFailed;
   }
   if (flush_first && !flush(target)) return kExitError;
