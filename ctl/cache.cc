@@ -2,6 +2,7 @@
 #include <boost/json.hpp>
 #include <cstdio>
 #include <ctime>
+#include <map>
 
 #include "ctl/commands.h"
 #include "ctl/mounting.h"
@@ -97,13 +98,31 @@ int stat(const std::string& mount_point, bool as_json) {
     std::printf("%s\n", json::serialize(*reply).c_str());
     return kExitOk;
   }
-  Table table({"WHAT", "VALUE"});
+  // What the names do not say.
+  static const std::map<std::string, const char*> meanings = {
+      {"files", "copies on the local disk"},
+      {"bytes", "that they take there"},
+      {"hits", "opens that found their version here"},
+      {"misses", "opens that had to fetch it"},
+      {"evictions", "copies dropped to make room"},
+      {"dirty_files", "open for writing, or not committed yet"},
+      {"conflict_files", "local changes that were refused: kept here"},
+      {"lost_found", "damaged files of the cache set aside at the start"},
+      {"open_files", "by programs, through this mount"},
+      {"inodes_known", "whose attributes are held in memory"},
+      {"entries_known", "names held in memory"},
+      {"nodes", "inodes and versions that the kernel knows"},
+      {"passthrough", "reads and writes of open files bypass the daemon"},
+      {"rpc_total", "requests to the cluster so far (--json: by kind)"}};
+  Table table({"WHAT", "VALUE", "MEANING"});
   for (const auto& field : *reply) {
     if (field.value().is_object() || field.value().is_array()) continue;
     const std::string name = field.key();
     const bool bytes = name.find("bytes") != std::string::npos && field.value().is_number();
-    table.add({name, bytes ? human_bytes(number_of(*reply, name.c_str()))
-                           : text_of(*reply, name.c_str())});
+    const auto meaning = meanings.find(name);
+    table.add({name,
+               bytes ? human_bytes(number_of(*reply, name.c_str())) : text_of(*reply, name.c_str()),
+               meaning == meanings.end() ? "" : meaning->second});
   }
   std::printf("%s", table.text().c_str());
   return kExitOk;

@@ -28,12 +28,14 @@ namespace json = boost::json;
 using namespace std::chrono_literals;
 
 constexpr auto kServerName = "fermata-serverd";
+constexpr auto kMountName = "fermata-mountd";
 
 struct Mini {
   std::string dir;
   std::string cluster;
   std::vector<std::string> addresses;  ///< of node 1, 2, ...
   std::string mount_point;
+  std::vector<std::string> options;  ///< of the mount
 
   std::string node_dir(std::size_t node) const { return dir + "/node" + std::to_string(node); }
   std::string pidfile(std::size_t node) const { return node_dir(node) + ".pid"; }
@@ -55,8 +57,13 @@ std::string random_hex(std::size_t bytes) {
 Status save(const Mini& mini) {
   json::array nodes;
   for (const std::string& address : mini.addresses) nodes.emplace_back(address);
-  const json::object document{
-      {"version", 1}, {"cluster", mini.cluster}, {"nodes", nodes}, {"mount", mini.mount_point}};
+  json::array options;
+  for (const std::string& option : mini.options) options.emplace_back(option);
+  const json::object document{{"version", 1},
+                              {"cluster", mini.cluster},
+                              {"nodes", nodes},
+                              {"mount", mini.mount_point},
+                              {"options", options}};
   const std::string temporary = mini.dir + "/mini.json.tmp";
   {
     std::ofstream file(temporary, std::ios::trunc);
@@ -90,6 +97,9 @@ Result<Mini> load(const std::string& dir) {
     mini.mount_point = object.at("mount").as_string().c_str();
     for (const json::value& node : object.at("nodes").as_array())
       mini.addresses.emplace_back(node.as_string().c_str());
+    if (const json::value* options = object.if_contains("options"))
+      for (const json::value& option : options->as_array())
+        mini.options.emplace_back(option.as_string().c_str());
   } catch (const std::exception&) {
     return Errc::kBadMessage;
   }
@@ -143,6 +153,40 @@ struct StartFlags {
   std::vector<std::string> options;
 };
 
+/// Where to mount, and how: as the flags say, else as the last time. A message and a code if that
+/// cannot be.
+int choose_mount(Mini& mini, const StartFlags& flags) {
+  if (!flags.options.empty()) mini.options = flags.options;
+  if (flags.mount_point.empty()) return kExitOk;
+  std::string wanted = fs::absolute(flags.mount_point).lexically_normal().string();
+  while (wanted.size() > 1 && wanted.back() == '/') wanted.pop_back();
+  if (wanted != mini.mount_point && running_pid(mini.dir + "/mount.pid", kMountName) != 0) {
+    complain(mini.dir + " is mounted on " + mini.mount_point +
+             " already; nothing was changed. A second mount: fermata mount " + mini.dir +
+             "/servers " + wanted);
+    return kExitMountFailed;
+  }
+  mini.mount_point = wanted;
+  return kExitOk;
+}
+
+void print_next(const Mini& mini) {
+  const std::string dir = mini.dir;
+  std::vector<std::pair<std::string, std::string>> lines;
+  if (!mini.mount_point.empty())
+    lines.emplace_back("cd " + mini.mount_point, "use it");
+  else
+    lines.emplace_back("fermata mount " + dir + "/servers MOUNTPOINT", "use it");
+  lines.emplace_back("fermata status " + dir + "/servers", "how the nodes are");
+  lines.emplace_back("fermata mini kill --dir " + dir + " --node primary", "what happens then?");
+  lines.emplace_back("fermata mini stop --dir " + dir, "the data stays");
+  std::size_t width = 0;
+  for (const auto& line : lines) width = std::max(width, line.first.size());
+  std::printf("\nNext:\n");
+  for (const auto& [command, meaning] : lines)
+    std::printf("  %-*s  # %s\n", static_cast<int>(width), command.c_str(), meaning.c_str());
+}
+
 int start(Context& context, const StartFlags& flags) {
   std::error_code error;
   const bool existed = fs::exists(flags.dir + "/mini.json", error);
@@ -190,8 +234,8 @@ int start(Context& context, const StartFlags& flags) {
     for (const std::uint16_t port : *ports)
       mini.addresses.push_back("127.0.0.1:" + std::to_string(port));
   }
-  if (!flags.mount_point.empty())
-    mini.mount_point = fs::absolute(flags.mount_point).lexically_normal().string();
+  const Mini before = mini;
+  if (const int code = choose_mount(mini, flags); code != kExitOk) return code;
   if (const Status saved = save(mini); !saved) {
     complain("cannot write in " + mini.dir + ": " + saved.error().message());
     return kExitError;
@@ -213,19 +257,15 @@ int start(Context& context, const StartFlags& flags) {
     request.cache_dir = mini.dir + "/cache";
     request.pidfile = mini.dir + "/mount.pid";
     request.log = mini.dir + "/mount.log";
-    request.options = flags.options;
-    if (const int code = mount_in_background(context, request); code != kExitOk) return code;
+    request.options = mini.options;
+    if (const int code = mount_in_background(context, request); code != kExitOk) {
+      complain("the nodes run; nothing is mounted");
+      (void)save(before);  // the next start is not to fail for this mount point again
+      return code;
+    }
   }
   if (!mini.mount_point.empty()) std::printf("mounted on %s\n", mini.mount_point.c_str());
-  const std::string dir = mini.dir;
-  std::printf("\nNext:\n");
-  if (!mini.mount_point.empty())
-    std::printf("  cd %s                                   # use it\n", mini.mount_point.c_str());
-  else
-    std::printf("  fermata mount %s:/ MOUNTPOINT\n", mini.servers().c_str());
-  std::printf("  fermata status %s/servers               # how the nodes are\n", dir.c_str());
-  std::printf("  fermata mini kill --dir %s --node primary  # what happens then?\n", dir.c_str());
-  std::printf("  fermata mini stop --dir %s\n", dir.c_str());
+  print_next(mini);
   return kExitOk;
 }
 
@@ -239,22 +279,38 @@ Result<Mini> load_or_complain(const std::string& dir) {
   return mini;
 }
 
-int stop(const std::string& dir) {
+/// Ends the mount; what could not be committed is said and stays in the cache.
+int stop_mount(const Mini& mini, bool force) {
+  const std::string cache = mini.dir + "/cache";
+  const pid_t pid = running_pid(mini.dir + "/mount.pid", kMountName);
+  int code = kExitOk;
+  if (pid != 0 && force) {
+    kill(pid, SIGKILL);
+    wait_until(10s, [pid] { return !is_alive(pid); });
+  } else if (pid != 0) {
+    const auto left = end_mount(mini.mount_point, 60s);
+    if (left && *left != 0) {
+      complain_uncommitted(*left, cache);
+      code = kExitError;
+    } else if (!left && !stop_process(pid, 10s)) {
+      complain("the mount daemon did not end and was killed; what it had not committed is in " +
+               cache + " and is committed at the next mount");
+      code = kExitError;
+    }
+  }
+  if (is_fermata_mount(mini.mount_point)) detach(mini.mount_point);
+  return code;
+}
+
+int stop(const std::string& dir, bool force) {
   const auto mini = load_or_complain(dir);
   if (!mini) return kExitError;
-  int code = kExitOk;
-  if (!mini->mount_point.empty()) {
-    if (const pid_t pid = running_pid(mini->dir + "/mount.pid", "fermata-mountd"); pid != 0) {
-      if (!stop_process(pid, 30s)) {
-        complain(
-            "the mount daemon did not end in 30 s and was killed; what it had not committed is "
-            "in " +
-            mini->dir + "/cache and is committed at the next mount");
-        code = kExitError;
-      }
-    }
-    if (is_fermata_mount(mini->mount_point)) detach(mini->mount_point);
-  }
+  int code = mini->mount_point.empty() ? kExitOk : stop_mount(*mini, force);
+  for (const std::string& other : mounts_of(mini->addresses))
+    complain(other +
+             " is a mount of this cluster too: it waits until the nodes run again (fermata "
+             "umount " +
+             other + " ends it)");
   for (std::size_t node = 1; node <= mini->addresses.size(); ++node)
     if (const pid_t pid = mini->pid(node); pid != 0) kill(pid, SIGTERM);
   for (std::size_t node = 1; node <= mini->addresses.size(); ++node) {
@@ -338,7 +394,10 @@ void add_mini(CLI::App& app, Context& context) {
   auto* stop_verb = mini->add_subcommand("stop", "Unmount and stop the nodes; the data stays");
   auto dir = std::make_shared<std::string>();
   stop_verb->add_option("--dir", *dir, "Directory of `mini start`")->required();
-  stop_verb->callback([dir, &context] { context.exit_code = stop(*dir); });
+  auto force = std::make_shared<bool>(false);
+  stop_verb->add_flag("--force", *force,
+                      "Do not wait until what was written is committed: it stays in DIR/cache");
+  stop_verb->callback([dir, force, &context] { context.exit_code = stop(*dir, *force); });
 
   auto node = std::make_shared<std::string>();
   auto* kill_verb = mini->add_subcommand("kill", "SIGKILL a node");

@@ -1,5 +1,8 @@
 // fermata mount, fermata umount.
+#include <sys/mount.h>
+
 #include <boost/json.hpp>
+#include <cerrno>
 #include <cstdio>
 #include <filesystem>
 
@@ -54,10 +57,23 @@ bool flush(const std::string& mount_point) {
   return true;
 }
 
+/// As umount(8) has it: whoever works there would go on with a file that nobody commits. The first
+/// MNT_EXPIRE of a mount only says whether it is in use (umount(2)); without the right to ask, no.
+bool in_use(const std::string& mount_point) {
+  return umount2(mount_point.c_str(), MNT_EXPIRE) != 0 && errno == EBUSY;
+}
+
 int umount(const std::string& mount_point, bool flush_first, bool force) {
   const std::string target = std::filesystem::absolute(mount_point).lexically_normal().string();
   if (!is_fermata_mount(target)) {
     complain(target + " is no Fermata mount");
+    return kExitMountFailed;
+  }
+  // A program that has just been killed may still be closing its files.
+  if (!force && !wait_until(3s, [&] { return !in_use(target); })) {
+    complain(
+        target + " is in use (fuser -vm " + target +
+        " says by whom). --force takes it away from them: what they write then is not committed");
     return kExitMountFailed;
   }
   if (flush_first && !flush(target)) return kExitError;
@@ -66,13 +82,14 @@ int umount(const std::string& mount_point, bool flush_first, bool force) {
     // The daemon is gone: what is left is a dead mount.
     return detach(target) ? kExitOk : kExitMountFailed;
   }
-  const auto answer = ask_mount(target, R"({"verb":"shutdown"})", force ? 2s : 60s);
-  const bool ended = wait_until(force ? 2s : 60s,
-                                [&] { return !is_fermata_mount(target) && !cache_dir_of(target); });
-  if (ended) return kExitOk;
+  const auto left = end_mount(target, force ? 2s : 60s);
+  if (left && *left != 0) {
+    complain_uncommitted(*left, *cache);
+    return kExitError;
+  }
+  if (left) return kExitOk;
   if (!force) {
-    complain("the daemon of " + target + " did not end" +
-             (answer ? "" : ": " + answer.error().message()) +
+    complain("the daemon of " + target + " did not end: " + left.error().message() +
              ". --force takes the mount away; what is dirty stays in the cache and is committed at "
              "the next mount");
     return kExitMountFailed;

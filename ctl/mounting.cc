@@ -7,10 +7,13 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <boost/json.hpp>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 
 #include "ctl/process.h"
 
@@ -18,6 +21,7 @@ namespace fermata::ctl {
 namespace {
 
 namespace fs = std::filesystem;
+namespace json = boost::json;
 
 constexpr auto kMountName = "fermata-mountd";
 constexpr int kMountdExitDirty = 2;  // mountd/main.cc
@@ -42,6 +46,20 @@ std::string value_of(const std::vector<std::string>& arguments, const std::strin
     if (arguments[i].rfind(flag + "=", 0) == 0) return arguments[i].substr(flag.size() + 1);
   }
   return {};
+}
+
+/// The command lines of the mount daemons that run.
+std::vector<std::vector<std::string>> daemons() {
+  std::vector<std::vector<std::string>> found;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator("/proc", error)) {
+    const std::string pid = entry.path().filename().string();
+    if (pid.find_first_not_of("0123456789") != std::string::npos) continue;
+    auto arguments = command_line(pid);
+    if (!arguments.empty() && fs::path(arguments[0]).filename() == kMountName)
+      found.push_back(std::move(arguments));
+  }
+  return found;
 }
 
 }  // namespace
@@ -95,7 +113,11 @@ int mount_in_background(const Context& context, const MountRequest& request) {
     argv.insert(argv.end(), {"--log", request.log.empty() ? cache + "/mountd.log" : request.log});
   }
   for (const std::string& option : request.options) argv.insert(argv.end(), {"-o", option});
+  std::optional<SlowNote> note;
+  if (!request.foreground)
+    note.emplace("waiting for an answer of " + servers + " (for 30 seconds at most)");
   const auto code = run_program(argv);
+  note.reset();
   if (!code) {
     complain("cannot run " + argv[0] + ": " + code.error().message());
     return kExitMountFailed;
@@ -107,17 +129,25 @@ int mount_in_background(const Context& context, const MountRequest& request) {
 
 Result<std::string> cache_dir_of(const std::string& mount_point) {
   const std::string wanted = normal(mount_point);
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator("/proc", error)) {
-    const std::string pid = entry.path().filename().string();
-    if (pid.find_first_not_of("0123456789") != std::string::npos) continue;
-    const std::vector<std::string> arguments = command_line(pid);
-    if (arguments.empty() || fs::path(arguments[0]).filename() != kMountName) continue;
+  for (const auto& arguments : daemons()) {
     const std::string target = value_of(arguments, "--mount-point");
     const std::string cache = value_of(arguments, "--cache-dir");
     if (!target.empty() && !cache.empty() && normal(target) == wanted) return cache;
   }
   return std::errc::no_such_process;
+}
+
+std::vector<std::string> mounts_of(const std::vector<std::string>& servers) {
+  std::vector<std::string> found;
+  for (const auto& arguments : daemons()) {
+    const std::string given = "," + value_of(arguments, "--servers") + ",";
+    const std::string target = value_of(arguments, "--mount-point");
+    const bool ours = std::any_of(servers.begin(), servers.end(), [&](const std::string& server) {
+      return given.find("," + server + ",") != std::string::npos;
+    });
+    if (ours && is_fermata_mount(target)) found.push_back(normal(target));
+  }
+  return found;
 }
 
 Result<std::string> ask_mount(const std::string& mount_point, const std::string& request_json,
@@ -165,6 +195,31 @@ Result<std::string> ask_mount(const std::string& mount_point, const std::string&
   if (error) return error;
   if (answer.empty()) return Errc::kConnectionLost;
   return answer;
+}
+
+Result<std::uint64_t> end_mount(const std::string& mount_point,
+                                std::chrono::milliseconds patience) {
+  const SlowNote note("waiting until everything that was written on " + mount_point +
+                      " is committed");
+  const auto until = std::chrono::steady_clock::now() + patience;
+  const auto answer = ask_mount(mount_point, R"({"verb":"shutdown"})", patience);
+  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(
+      until - std::chrono::steady_clock::now());
+  if (!wait_until(left,
+                  [&] { return !is_fermata_mount(mount_point) && !cache_dir_of(mount_point); }))
+    return answer ? std::make_error_code(std::errc::timed_out) : answer.error();
+  if (!answer) return std::uint64_t{0};  // it was ending already
+  std::error_code error;
+  const json::value reply = json::parse(*answer, error);
+  const json::value* count =
+      !error && reply.is_object() ? reply.as_object().if_contains("uncommitted") : nullptr;
+  return count != nullptr && count->is_number() ? count->to_number<std::uint64_t>(error) : 0;
+}
+
+void complain_uncommitted(std::uint64_t count, const std::string& cache_dir) {
+  complain(std::to_string(count) + (count == 1 ? " file" : " files") +
+           " could not be committed: the work stays in " + cache_dir +
+           " and is committed at the next mount with that cache");
 }
 
 bool detach(const std::string& mount_point) {

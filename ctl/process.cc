@@ -6,11 +6,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <thread>
+
+#include "ctl/commands.h"
 
 extern char** environ;
 
@@ -67,6 +70,21 @@ bool wait_until(std::chrono::milliseconds timeout, const std::function<bool()>& 
   return true;
 }
 
+SlowNote::SlowNote(std::string message, std::chrono::milliseconds delay)
+    : thread_([this, delay, message = std::move(message)] {
+        std::unique_lock lock(mutex_);
+        if (!over_.wait_for(lock, delay, [this] { return done_; })) complain(message);
+      }) {}
+
+SlowNote::~SlowNote() {
+  {
+    const std::lock_guard lock(mutex_);
+    done_ = true;
+  }
+  over_.notify_one();
+  thread_.join();
+}
+
 bool stop_process(pid_t pid, std::chrono::milliseconds patience) {
   kill(pid, SIGTERM);
   if (wait_until(patience, [pid] { return !is_alive(pid); })) return true;
@@ -75,11 +93,8 @@ bool stop_process(pid_t pid, std::chrono::milliseconds patience) {
   return false;
 }
 
-bool is_fermata_mount(const std::string& path) {
-  std::error_code error;
-  const std::string absolute = std::filesystem::absolute(path, error).lexically_normal().string();
-  std::string wanted = absolute;
-  while (wanted.size() > 1 && wanted.back() == '/') wanted.pop_back();
+std::vector<std::string> fermata_mounts() {
+  std::vector<std::string> found;
   std::ifstream mounts("/proc/self/mountinfo");
   for (std::string line; std::getline(mounts, line);) {
     std::istringstream fields(line);
@@ -88,9 +103,17 @@ bool is_fermata_mount(const std::string& path) {
     while (fields >> word && word != "-") {
     }
     fields >> type;
-    if (unescape(target) == wanted && type == "fuse.fermata") return true;
+    if (type == "fuse.fermata") found.push_back(unescape(target));
   }
-  return false;
+  return found;
+}
+
+bool is_fermata_mount(const std::string& path) {
+  std::error_code error;
+  std::string wanted = std::filesystem::absolute(path, error).lexically_normal().string();
+  while (wanted.size() > 1 && wanted.back() == '/') wanted.pop_back();
+  const auto mounts = fermata_mounts();
+  return std::find(mounts.begin(), mounts.end(), wanted) != mounts.end();
 }
 
 }  // namespace fermata::ctl

@@ -329,7 +329,8 @@ template <class Action>
 int with_servers(const std::string& text, Action action) {
   const auto servers = parse_servers(text);
   if (!servers) {
-    complain("'" + text + "' names no servers: " + servers.error().message());
+    complain("'" + text + "' names no servers (" + servers.error().message() +
+             "): give HOST:PORT[,HOST:PORT...] or a file with such a list");
     return kExitUsage;
   }
   return action(*servers);
@@ -345,7 +346,7 @@ void add_status(CLI::App& app, Context& context) {
   auto no_digest = std::make_shared<bool>(false);
   verb->add_flag("--json", *as_json, "For programs");
   verb->add_flag("--no-digest", *no_digest,
-                 "Do not compare the nodes' states (reads all metadata on every node)");
+                 "Do not compare the nodes' states, which reads all metadata on every node");
   verb->callback([=, &context] {
     context.exit_code = with_servers(
         *servers, [&](const auto& list) { return status(list, *as_json, !*no_digest); });

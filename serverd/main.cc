@@ -38,6 +38,8 @@ constexpr int kExitUsage = 2;
 constexpr int kExitFatal = 70;
 constexpr std::size_t kBlockingThreads = 6;
 
+bool logs_to_file = false;
+
 struct Flags {
   std::string data_dir, listen, peers, cluster_id, log_file, log_level = "info", pidfile;
   std::uint32_t node_id = 0;
@@ -46,8 +48,10 @@ struct Flags {
   int ready_fd = -1;
 };
 
+/// To whoever started it and, where that is another place, to the log.
 void complain(const std::string& message) {
   std::fprintf(stderr, "fermata-serverd: %s\n", message.c_str());
+  if (logs_to_file) spdlog::error("{}", message);
 }
 
 void add_flags(CLI::App& app, Flags& flags) {
@@ -277,6 +281,7 @@ bool set_up_log(const Flags& flags) {
     logger->flush_on(spdlog::level::info);
     spdlog::set_default_logger(std::move(logger));
     spdlog::set_level(spdlog::level::from_str(flags.log_level));
+    logs_to_file = !flags.log_file.empty();
     return true;
   } catch (const spdlog::spdlog_ex& error) {
     complain(error.what());
@@ -329,6 +334,7 @@ int run(const Flags& flags) {
   RealDisk disk;
   NodeFile identity;
   bool fresh = false;
+  if (!set_up_log(flags)) return kExitFailed;
   const int lock = lock_data_dir(flags.data_dir);
   if (lock < 0 || !settle_identity(flags, disk, identity, fresh)) return kExitFailed;
   std::string listen = flags.listen;
@@ -350,7 +356,6 @@ int run(const Flags& flags) {
   }
 
   const int parent_fd = flags.background ? go_to_background() : -1;
-  if (!set_up_log(flags)) return kExitFailed;
   if (!flags.pidfile.empty()) std::ofstream(flags.pidfile, std::ios::trunc) << ::getpid() << "\n";
 
   asio::io_context io(1);
@@ -389,8 +394,7 @@ int run(const Flags& flags) {
   io.run();
   if (!outcome.started) {
     const std::string why = node.why() + (outcome.error ? ": " + outcome.error.message() : "");
-    spdlog::error("{}", why);
-    if (!flags.log_file.empty()) complain(why);
+    logs_to_file ? complain(why) : spdlog::error("{}", why);
   }
   if (!flags.pidfile.empty()) ::unlink(flags.pidfile.c_str());
   spdlog::info("node {}: stopped", identity.node.value());

@@ -176,7 +176,7 @@ asio::awaitable<void> RpcConnection::welcome(std::shared_ptr<RpcConnection> self
                self->reader_.truncated()) {
       self->malformed("hello", frame.error());
     } else {
-      ++self->core_->stats.refused;  // went away without a word
+      ++self->core_->stats.silent;
       self->end(false);
     }
     co_return;

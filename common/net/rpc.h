@@ -82,6 +82,7 @@ struct NetworkStats {
   std::uint64_t accepted = 0;       ///< connections taken from the listening sockets
   std::uint64_t connected = 0;      ///< connections that connect() opened
   std::uint64_t refused = 0;        ///< closed before they were open: limits, hello, handler's no
+  std::uint64_t silent = 0;         ///< the other end closed before its hello: looked at the port
   std::uint64_t malformed = 0;      ///< connections closed for bytes that are not the protocol's
   std::uint64_t dead = 0;           ///< connections closed for silence
   std::uint64_t accept_errors = 0;  ///< EMFILE and the like; the listener goes on

@@ -211,6 +211,18 @@ std::size_t CacheStore::drop_clean() {
   return victims.size();
 }
 
+std::size_t CacheStore::drop_clean(InodeId inode) {
+  std::vector<std::shared_ptr<CachedCopy>> victims;
+  const MutexLock lock(mutex_);
+  const auto [first, last] = by_inode_.equal_range(inode);
+  std::vector<CachedCopy*> found;
+  for (auto it = first; it != last; ++it) found.push_back(it->second);
+  for (CachedCopy* copy : found) {
+    if (evictable(*copy)) victims.push_back(detach_locked(*copy));
+  }
+  return victims.size();
+}
+
 Status CacheStore::reserve(std::uint64_t bytes) {
   const auto over_limit = [&]() -> std::uint64_t {
     const MutexLock lock(mutex_);
@@ -404,7 +416,6 @@ std::vector<CacheListing> CacheStore::list() {
     row.complete = copy->complete();
     row.maybe_dirty = copy->maybe_dirty();
     row.conflict = copy->conflict();
-    row.pinned = copy->pins_ > 0;
     const MutexLock copy_lock(copy->mutex_);
     row.path_hint = copy->path_hint_;
     out.push_back(std::move(row));

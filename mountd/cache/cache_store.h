@@ -52,7 +52,7 @@ struct CacheListing {
   bool complete = false;
   bool maybe_dirty = false;
   bool conflict = false;
-  bool pinned = false;
+  bool open = false;  ///< by programs; for FileSystem to say
 };
 
 struct CacheStats {
@@ -105,6 +105,8 @@ class CacheStore {
   bool drop(InodeId inode, Version version);
   /// Forgets every clean, unpinned copy (`fermata cache flush`); returns how many.
   std::size_t drop_clean();
+  /// The same of one inode.
+  std::size_t drop_clean(InodeId inode);
   /// The name of all copies of an inode, for people.
   void rename(InodeId inode, const std::string& path);
 

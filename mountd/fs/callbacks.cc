@@ -1,6 +1,8 @@
 // What the cluster takes back: caches here and in the kernel are dropped before the answer.
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+
 #include "mountd/fs/file_system.h"
 
 namespace fermata::mountd {
@@ -41,6 +43,14 @@ asio::awaitable<CallbackReply> FileSystem::on_callback(CallbackRequest request) 
   auto dropped = table_.call_back(request);
   CallbackReply reply;
   reply.open = dropped.open;
+  for (const auto& item : request.items) {
+    const bool open =
+        std::find(reply.open.begin(), reply.open.end(), item.inode) != reply.open.end();
+    if (!item.asks_open || open) continue;
+    // Its last name goes: nobody can want its copies.
+    for (const auto& file : table_.files_of(item.inode)) let_go(*file);
+    store_->drop_clean(item.inode);
+  }
   co_await invalidate(std::move(dropped));
   co_return reply;
 }

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "mountd/fs/attributes.h"
+#include "mountd/fs/fetch.h"
 #include "mountd/fs/file_system.h"
 #include "mountd/fs/write_back.h"
 
@@ -250,9 +251,46 @@ Task<void> FileSystem::set_aside(LoopContext& at, FilePtr file, CachePin copy, c
   co_return fermata::Status{};
 }
 
+Task<MutationReply> FileSystem::committed_before(LoopContext& at, CachePin copy,
+                                                 CachedCopy::After after) {
+  const auto look = [copy] { return copy->changed_blocks(); };
+  FM_CO_TRY(auto scan, co_await blocking<ChangeScan>(*at.env, look));
+  const Credentials nobody;
+  FM_CO_TRY(auto opened, co_await at.client->open(nobody, copy->inode(), Version{}));
+  const auto content = std::make_shared<const FileContent>(std::move(opened.content));
+  FM_CO_TRY(const bool same,
+            co_await holds_content(*at.env, *at.client, copy, opened.attr, content));
+  if (!same) co_return Errc::kStaleBase;
+  const Version version = opened.attr.version;
+  const auto keep = [copy, version, scan, after] {
+    return copy->note_clean(version, scan, {}, after);
+  };
+  FM_CO_CHECK(co_await blocking<void>(*at.env, keep));
+  count("found committed");
+  spdlog::info("{}: version {} holds the local changes already: their commit's answer was lost",
+               name_of(*copy), version.value());
+  MutationReply reply;
+  reply.stamp = opened.stamp;
+  reply.leased = opened.leased;
+  reply.attr = opened.attr;
+  reply.version = version;
+  co_return reply;
+}
+
+Task<void> FileSystem::settle_committed(LoopContext& at, FilePtr file, CachePin copy,
+                                        MutationReply reply) {
+  FM_CO_TRY(const auto backing, copy->stat());
+  FM_CO_TRY(const SessionId under, co_await at.client->session());
+  auto elsewhere = after_commit(file, reply, backing.mtime_ns, under);
+  co_await invalidate(std::move(elsewhere));
+  co_return fermata::Status{};
+}
+
 Task<void> FileSystem::refused(LoopContext& at, FilePtr file, CachePin copy,
                                std::error_code error) {
   if (error == make_error_code(Errc::kStaleBase)) {
+    const auto before = co_await committed_before(at, copy, CachedCopy::After::kStillWritable);
+    if (before) co_return co_await settle_committed(at, file, copy, *before);
     FM_CO_CHECK(co_await set_aside(at, file, copy, "the session was over and others wrote"));
     co_return error;
   }
@@ -267,6 +305,8 @@ Task<void> FileSystem::refused(LoopContext& at, FilePtr file, CachePin copy,
     FM_CO_TRY(const auto now, co_await at.client->getattr(nobody, file->inode));
     table_.apply(now.attr, now.stamp, now.leased);
     if (now.attr.version == copy->base()) co_return Errc::kRetry;
+    const auto before = co_await committed_before(at, copy, CachedCopy::After::kStillWritable);
+    if (before) co_return co_await settle_committed(at, file, copy, *before);
     FM_CO_CHECK(co_await set_aside(at, file, copy, "the session was over and others wrote"));
     co_return from_errno(ESTALE);
   }
@@ -359,6 +399,16 @@ asio::awaitable<void> FileSystem::recover_one(LoopContext& at, CachePin copy) {
     spdlog::warn("{}: changes left by an earlier run stay in the cache: {}", name_of(*copy),
                  answer.error().message());
     co_return;
+  }
+  if (answer && answer->attr.version != copy->base()) {
+    // It ended after its commit had arrived and before the answer had.
+    const auto before = co_await committed_before(at, copy, CachedCopy::After::kClosed);
+    if (before) co_return;
+    if (before.error() != make_error_code(Errc::kStaleBase)) {
+      spdlog::warn("{}: changes left by an earlier run stay in the cache: {}", name_of(*copy),
+                   before.error().message());
+      co_return;
+    }
   }
   if (!answer || answer->attr.version != copy->base()) {
     (void)co_await set_aside(at, nullptr, copy, answer ? "others wrote since" : "it was removed");

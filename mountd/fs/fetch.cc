@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/base/checksum.h"
 #include "common/io/task_group.h"
 #include "mountd/fs/signal.h"
 
@@ -169,10 +170,25 @@ struct Update {
   bool patched = false;
 };
 
-Task<void> update_block(Env& env, ClusterClient& client, CachePin copy,
-                        std::shared_ptr<const FileContent> content, std::shared_ptr<Update> update,
-                        std::uint64_t index, std::uint64_t size) {
-  const std::uint64_t offset = index * kBlockSizeBytes;
+/// Of a file of `size_bytes`: only the last block is shorter.
+std::uint64_t size_of_block(std::uint64_t size_bytes, std::uint64_t index) {
+  return std::min<std::uint64_t>(kBlockSizeBytes, size_bytes - index * kBlockSizeBytes);
+}
+
+/// Per block; none is a hole, or inline.
+std::vector<ChunkId> chunk_ids_of(const FileContent& content, std::uint64_t count) {
+  std::vector<ChunkId> ids;
+  if (content.kind != fermata::OpenReply::Content::kChunks) return ids;
+  ids.resize(count);
+  for (const auto& ref : content.chunks) {
+    if (ref.index < count) ids[ref.index] = ref.id;
+  }
+  return ids;
+}
+
+/// The block's bytes, put together; `id` as chunk_ids_of() has it.
+Task<Buffer> block_of(ClusterClient& client, std::shared_ptr<const FileContent> content, ChunkId id,
+                      std::uint64_t offset, std::uint64_t size) {
   Buffer whole = Buffer::allocate(size);
   const auto to = whole.mutable_view();
   std::memset(to.data(), 0, size);
@@ -180,12 +196,21 @@ Task<void> update_block(Env& env, ClusterClient& client, CachePin copy,
     const auto bytes = content->inline_bytes.view();
     std::memcpy(to.data(), bytes.data() + offset,
                 std::min<std::size_t>(size, bytes.size() - offset));
-  } else if (update->ids[index]) {
-    FM_CO_TRY(const Buffer bytes, co_await client.get_chunk(update->ids[index]));
+  } else if (id) {
+    FM_CO_TRY(const Buffer bytes, co_await client.get_chunk(id));
     std::memcpy(to.data(), bytes.view().data(), std::min<std::size_t>(size, bytes.size()));
   }
   apply_patches(to, offset, content->patches);
-  update->digests[index] = block_digest(to);
+  co_return whole;
+}
+
+Task<void> update_block(Env& env, ClusterClient& client, CachePin copy,
+                        std::shared_ptr<const FileContent> content, std::shared_ptr<Update> update,
+                        std::uint64_t index, std::uint64_t size) {
+  const std::uint64_t offset = index * kBlockSizeBytes;
+  const ChunkId id = update->ids.empty() ? ChunkId{} : update->ids[index];
+  FM_CO_TRY(const Buffer whole, co_await block_of(client, content, id, offset, size));
+  update->digests[index] = block_digest(whole.view());
   const bool hole = update->digests[index] == kHoleDigest;
   const auto write = [copy, offset, size, whole, hole]() -> fermata::Status {
     return hole ? copy->punch(offset, size) : copy->write_at(offset, whole.view());
@@ -224,21 +249,13 @@ Task<void> update_copy(Env& env, ClusterClient& client, CachePin copy, Attr attr
   const auto update = std::make_shared<Update>();
   update->patched = !content->patches.empty();
   update->digests.assign(count, kHoleDigest);
-  if (content->kind == fermata::OpenReply::Content::kChunks) {
-    update->ids.resize(count);
-    for (const auto& ref : content->chunks) {
-      if (ref.index < count) update->ids[ref.index] = ref.id;
-    }
-  }
-  const auto size_of = [](std::uint64_t size_bytes, std::uint64_t index) {
-    return std::min<std::uint64_t>(kBlockSizeBytes, size_bytes - index * kBlockSizeBytes);
-  };
+  update->ids = chunk_ids_of(*content, count);
   for (std::uint64_t index = 0; index < count; ++index) {
-    const std::uint64_t size = size_of(attr.size_bytes, index);
+    const std::uint64_t size = size_of_block(attr.size_bytes, index);
     const bool same = known && !update->patched && index < before.chunks.size() &&
                       index < update->ids.size() && index < before.clean.digests.size() &&
                       before.chunks[index] == update->ids[index] &&
-                      size_of(before.clean.size_bytes, index) == size;
+                      size_of_block(before.clean.size_bytes, index) == size;
     if (same) {
       update->digests[index] = before.clean.digests[index];
       continue;
@@ -247,6 +264,30 @@ Task<void> update_copy(Env& env, ClusterClient& client, CachePin copy, Attr attr
   }
   const auto finish = [copy, attr, update] { return finish_update(*copy, attr, *update); };
   co_return co_await blocking<void>(env, finish);
+}
+
+Task<bool> holds_content(Env& env, ClusterClient& client, CachePin copy, Attr attr,
+                         std::shared_ptr<const FileContent> content) {
+  FM_CO_TRY(const auto backing, copy->stat());
+  if (backing.size_bytes != attr.size_bytes) co_return false;
+  const std::uint64_t count = block_count_of(attr.size_bytes);
+  const auto ids = chunk_ids_of(*content, count);
+  for (std::uint64_t index = 0; index < count; ++index) {
+    const std::uint64_t offset = index * kBlockSizeBytes;
+    const std::uint64_t size = size_of_block(attr.size_bytes, index);
+    const auto read = [copy, offset, size]() -> Result<Buffer> {
+      Buffer bytes = Buffer::allocate(size);
+      FM_TRY(const std::size_t got, copy->read_at(offset, bytes.mutable_view()));
+      return bytes.slice(0, got);
+    };
+    FM_CO_TRY(const Buffer here, co_await blocking<Buffer>(env, read));
+    if (here.size() != size) co_return false;
+    const ChunkId id = ids.empty() ? ChunkId{} : ids[index];
+    if (id && content->patches.empty() && chunk_id_of(here.view()) == id) continue;
+    FM_CO_TRY(const Buffer there, co_await block_of(client, content, id, offset, size));
+    if (std::memcmp(here.view().data(), there.view().data(), size) != 0) co_return false;
+  }
+  co_return true;
 }
 
 }  // namespace fermata::mountd

@@ -29,4 +29,9 @@ void apply_patches(MutableByteView block, std::uint64_t block_offset_bytes,
 Task<void> update_copy(Env& env, ClusterClient& client, CachePin copy, Attr attr,
                        std::shared_ptr<const FileContent> content);
 
+/// Whether `copy`'s bytes are those of version `attr`. Chunks are fetched only where ids do not
+/// tell.
+Task<bool> holds_content(Env& env, ClusterClient& client, CachePin copy, Attr attr,
+                         std::shared_ptr<const FileContent> content);
+
 }  // namespace fermata::mountd

@@ -5,6 +5,7 @@
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/post.hpp>
+#include <set>
 
 #include "common/base/assert.h"
 #include "mountd/fs/attributes.h"
@@ -90,8 +91,14 @@ FileSystem::Summary FileSystem::summary() {
 }
 
 std::vector<CacheListing> FileSystem::cached_files() {
+  std::set<std::pair<InodeId, std::uint64_t>> open;
+  for (const auto& file : table_.held_files()) {
+    MutexLock lock(file->mutex);
+    if (file->copy && file->opens != 0) open.emplace(file->inode, file->copy->serial());
+  }
   auto files = store_->list();
   for (auto& file : files) {
+    file.open = open.contains({file.inode, file.serial});
     std::string path = table_.path_of(file.inode);
     // What was known when the copy was made beats a part of it.
     if (path.empty() || (path.starts_with(".../") && !file.path_hint.empty())) continue;

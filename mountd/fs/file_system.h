@@ -446,6 +446,10 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   NodeTable::Invalidation after_commit(const FilePtr& file, const MutationReply& reply,
                                        std::int64_t mtime_ns, SessionId under);
   Task<void> refused(LoopContext& at, FilePtr file, CachePin copy, std::error_code error);
+  /// An earlier commit of the copy took effect and its answer was lost: the newest version has its
+  /// bytes. Notes it clean. Errors: kStaleBase if the newest version is another's.
+  Task<MutationReply> committed_before(LoopContext& at, CachePin copy, CachedCopy::After after);
+  Task<void> settle_committed(LoopContext& at, FilePtr file, CachePin copy, MutationReply reply);
   Task<void> set_aside(LoopContext& at, FilePtr file, CachePin copy, const char* why);
   bool surely_clean(const Handle& open);
   awaitable<void> commit_files(LoopContext& at, Duration timeout,

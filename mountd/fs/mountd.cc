@@ -178,9 +178,11 @@ std::size_t Mountd::stop(Duration patience) {
   std::size_t failed = 0;
   // No new request first, so that what is committed is all there is; then what closing files left.
   if (fuse_) {
+    const auto until = std::chrono::steady_clock::now() + patience;
     if (patience > Duration{0}) failed = commit_all(patience).get();
     fuse_->stop();
-    if (patience > Duration{0}) failed = commit_all(patience).get();
+    const Duration left = until - std::chrono::steady_clock::now();
+    if (patience > Duration{0}) failed = commit_all(std::max(left, patience / 4)).get();
     if (failed != 0) {
       spdlog::error(
           "{} files could not be committed: they stay in {} and are committed at the next mount",
@@ -194,6 +196,7 @@ std::size_t Mountd::stop(Duration patience) {
                                           std::chrono::milliseconds(100));
     (void)run_on<void>(loops_->executor(0), keeper_->stop(bound));
   }
+  left_.set_value(failed);  // the verb that asked for this answers now
   control_.reset();
   stop_clients();
   return failed;
@@ -246,7 +249,7 @@ std::string Mountd::list_cache() {
                                  {"complete", copy.complete},
                                  {"dirty", copy.maybe_dirty && !copy.conflict},
                                  {"conflict", copy.conflict},
-                                 {"open", copy.pinned}});
+                                 {"open", copy.open}});
   }
   return json::serialize(json::object{{"files", std::move(files)}});
 }
@@ -296,7 +299,7 @@ std::string Mountd::control(const std::string& verb) {
   if (verb == "cache-stat" || verb == "stats") return cache_numbers();
   if (verb == "shutdown") {
     ask_to_stop();
-    return R"({"stopping":true})";
+    return json::serialize(json::object{{"uncommitted", left_dirty_.get()}});
   }
   if (verb == "commit-all" || verb == "cache-flush") {
     const auto dirty = store_->stats().dirty_files;

@@ -67,6 +67,8 @@ class Mountd {
   std::unique_ptr<Notifier> notifier_;
   std::unique_ptr<ControlSocket> control_;
   std::atomic<bool> stop_asked_{false};
+  std::promise<std::size_t> left_;  ///< files that stop() could not commit
+  const std::shared_future<std::size_t> left_dirty_{left_.get_future()};
   bool stopped_ = false;
 };
 

@@ -71,6 +71,7 @@ NodeStatus AdminService::status() const {
   status.counters["net_dead"] = net.dead;
   status.counters["net_malformed"] = net.malformed;
   status.counters["net_refused"] = net.refused;
+  status.counters["net_silent"] = net.silent;
   status.counters["conflicts"] = counters.conflicts;
   status.counters["garbage_chunks"] = counters.garbage;
   if (node_.serving) status.counters["leases"] = node_.leases.lease_count();

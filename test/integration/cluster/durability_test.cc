@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <boost/json.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <cstdio>
 
@@ -112,6 +113,52 @@ TEST_CASE(
   REQUIRE(cluster.mount_with(b, b + ".cache").exit_code == 0);
   CHECK(eventually([&] { return read_file(a + "/d") == "new bytes, never closed"; },
                    std::chrono::seconds(30)));
+}
+
+TEST_CASE("a commit whose answer the client did not live to see is no conflict at the next mount",
+          "[durability]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  const std::vector<std::string> names = {"/inline", "/chunks", "/beaten"};
+  const auto content = [](const std::string& name) {
+    return random_bytes(name == "/chunks" ? 3'200'000 : 300, name.size());
+  };
+  for (const auto& name : names) write_file(b + name, "old");
+  {
+    std::vector<std::unique_ptr<Fd>> open;
+    for (const auto& name : names) {
+      open.push_back(std::make_unique<Fd>(b + name, O_RDWR));
+      open.back()->pwrite(content(name), 0);
+    }
+    cluster.kill_mount(b);
+  }
+  // The copy is the cache as it would be, had the daemon died once more before the answers.
+  REQUIRE(run("cp -a " + b + ".cache " + b + ".kept").exit_code == 0);
+  REQUIRE(cluster.mount_with(b, b + ".cache").exit_code == 0);
+  for (const auto& name : names)
+    REQUIRE(eventually([&] { return read_file(a + name) == content(name); }));
+  write_file(a + "/beaten", "somebody else's");
+  cluster.umount(b);
+  REQUIRE(cluster.mount_with(b, b + ".kept").exit_code == 0);
+  const auto row_of = [&](const std::string& name) {
+    const auto rows = boost::json::parse(cluster.fermata("cache ls --json " + b).out);
+    for (const auto& row : rows.as_object().at("files").as_array())
+      if (row.as_object().at("path").as_string() == name.substr(1)) return row.as_object();
+    return boost::json::object{};
+  };
+  REQUIRE(eventually([&] { return row_of("/beaten").at("conflict").as_bool(); }));
+  for (const auto& name : {"/inline", "/chunks"}) {
+    CAPTURE(name);
+    CHECK(eventually([&] {
+      const auto row = row_of(name);
+      return row.empty() || (!row.at("dirty").as_bool() && !row.at("conflict").as_bool());
+    }));
+    CHECK((read_file(b + name) == content(name)));
+    CHECK((read_file(a + name) == content(name)));
+  }
+  CHECK(read_file(b + "/beaten") == "somebody else's");
 }
 
 }  // namespace

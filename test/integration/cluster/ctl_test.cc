@@ -1,0 +1,149 @@
+// The command `fermata` where something is in its way: it says so, ends with a code that tells, and
+// what it could not do does not come back at the next start.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
+#include <catch2/catch_test_macros.hpp>
+
+#include "test/integration/cluster/files.h"
+#include "test/support/mini_cluster.h"
+
+namespace fermata::test {
+namespace {
+
+namespace json = boost::json;
+
+bool says(const RunResult& result, const std::string& words) {
+  return result.out.find(words) != std::string::npos;
+}
+
+TEST_CASE("ctl: a mount in use is not taken away, and what is not committed is said", "[smoke]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string mnt = cluster.mnt();
+  const std::string other = cluster.mount_another();
+  {
+    const Fd busy(other + "/busy", O_CREAT | O_WRONLY);
+    const RunResult refused = cluster.fermata("umount " + other);
+    CHECK(refused.exit_code == 32);
+    CHECK(says(refused, "is in use"));
+    busy.pwrite("kept", 0);
+  }
+  CHECK(read_file(other + "/busy") == "kept");
+  write_file(other + "/left", "old");
+  for (const int node : {1, 2}) cluster.kill_node(node);
+  // No majority: this close waits, until its writer is killed.
+  write_file(cluster.dir() + "/new", "new\n");
+  (void)run("timeout -s KILL 1 cp " + cluster.dir() + "/new " + other + "/left");
+  const RunResult ended = cluster.fermata("umount " + other);
+  CAPTURE(ended.out);
+  CHECK(ended.exit_code == 1);
+  CHECK(says(ended, "waiting until everything"));
+  CHECK(says(ended, "1 file could not be committed"));
+  CHECK(says(ended, other + ".cache"));
+  for (const int node : {1, 2}) cluster.restart_node(node);
+  REQUIRE(cluster.mount_with(other, other + ".cache").exit_code == 0);
+  CHECK(eventually([&] { return read_file(mnt + "/left") == "new\n"; }));
+}
+
+TEST_CASE("ctl: mini stop says what else is mounted; --force does not wait for the nodes",
+          "[smoke]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string mnt = cluster.mnt();
+  const std::string other = cluster.mount_another();
+  write_file(mnt + "/f", "old");
+  for (const int node : {1, 2}) cluster.kill_node(node);
+  write_file(cluster.dir() + "/new", "new\n");
+  (void)run("timeout -s KILL 1 cp " + cluster.dir() + "/new " + mnt + "/f");
+  const RunResult stopped = cluster.fermata("mini stop --force --dir " + cluster.dir());
+  CAPTURE(stopped.out);
+  CHECK(stopped.exit_code == 0);
+  CHECK(says(stopped, other + " is a mount of this cluster too"));
+  CHECK(!says(stopped, "waiting until"));
+  const RunResult again = cluster.fermata("mini start --dir " + cluster.dir());
+  CAPTURE(again.out);
+  REQUIRE(again.exit_code == 0);
+  CHECK(eventually([&] { return read_file(mnt + "/f") == "new\n"; }));
+  CHECK(eventually([&] { return read_file(other + "/f") == "new\n"; }));
+}
+
+TEST_CASE("ctl: a start that could not mount is not repeated by the next one", "[smoke]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster({3, true, "ro"});
+  const std::string dir = cluster.dir();
+  // Mounted elsewhere already.
+  const RunResult second = cluster.fermata("mini start --dir " + dir + " --mount " + dir + "/mnt2");
+  CHECK(second.exit_code == 32);
+  CHECK(says(second, "is mounted on " + cluster.mnt()));
+  REQUIRE(cluster.fermata("mini stop --dir " + dir).exit_code == 0);
+  write_file(dir + "/file", "no directory");
+  const RunResult failed = cluster.fermata("mini start --dir " + dir + " --mount " + dir + "/file");
+  CAPTURE(failed.out);
+  CHECK(failed.exit_code == 32);
+  CHECK(says(failed, dir + "/file"));
+  const RunResult bad = cluster.fermata("mini start --dir " + dir + " -o no_such_option");
+  CHECK(bad.exit_code == 32);
+  const RunResult started = cluster.fermata("mini start --dir " + dir);
+  CAPTURE(started.out);
+  REQUIRE(started.exit_code == 0);
+  CHECK(says(started, "mounted on " + cluster.mnt()));
+  CHECK(write_error(cluster.mnt() + "/f", "x") == EROFS);  // mounted as before
+}
+
+TEST_CASE("ctl: a node whose port is taken says so in its log, and a mount what it waits for",
+          "[smoke]") {
+  MiniCluster cluster({3, false, {}});
+  const std::string list = read_file(cluster.servers());
+  const std::string first = list.substr(0, list.find(','));
+  cluster.kill_node(1);
+  const std::string port = first.substr(first.find(':') + 1);
+  const std::string blocker =
+      "python3 -c \"import socket,time; s=socket.socket(); "
+      "s.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1); s.bind(('127.0.0.1'," +
+      port + ")); s.listen(); print('up',flush=True); time.sleep(600)\"";
+  const RunResult result =
+      run("exec 3< <(exec " + blocker + "); blocker=$!; read -r word <&3; " +
+          cluster.bin("fermata") + " mini restart --dir " + cluster.dir() +
+          " --node 1 && code=0 || code=$?; "
+          "timeout 4 " +
+          cluster.bin("fermata") + " mount " + first + ":/ " + cluster.dir() + "/m --cache-dir " +
+          cluster.dir() + "/cache || true; kill $blocker; exit $code");
+  CAPTURE(result.out);
+  CHECK(result.exit_code != 0);
+  CHECK(read_file(cluster.dir() + "/node1.log").find("in use") != std::string::npos);
+  CHECK(says(result, "waiting for an answer of " + first));
+  cluster.restart_node(1);
+}
+
+TEST_CASE("ctl: cache ls says what is open, and shows nothing that was removed elsewhere",
+          "[smoke]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string mnt = cluster.mnt();
+  const std::string other = cluster.mount_another();
+  const auto row = [&](const std::string& path) {
+    const json::value rows = json::parse(cluster.fermata("cache ls --json " + other).out);
+    for (const json::value& each : rows.as_object().at("files").as_array())
+      if (each.as_object().at("path").as_string() == path) return each.as_object();
+    return json::object{};
+  };
+  for (const char* name : {"/stays", "/goes", "/replaced"}) write_file(mnt + name, name);
+  for (const char* name : {"/stays", "/goes", "/replaced"}) CHECK(read_file(other + name) == name);
+  CHECK(!row("stays").at("open").as_bool());
+  {
+    const Fd open(other + "/stays", O_RDONLY);
+    CHECK(row("stays").at("open").as_bool());
+  }
+  CHECK(eventually([&] { return !row("stays").at("open").as_bool(); }));
+  REQUIRE(unlink((mnt + "/goes").c_str()) == 0);
+  REQUIRE(rename((mnt + "/stays").c_str(), (mnt + "/replaced").c_str()) == 0);
+  CHECK(row("goes").empty());
+  CHECK(row("replaced").empty());
+  CHECK(read_file(other + "/replaced") == "/stays");
+  CHECK(row("stays").empty());
+}
+
+}  // namespace
+}  // namespace fermata::test
