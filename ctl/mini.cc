@@ -292,6 +292,9 @@ int stop_mount(const Mini& mini, bool force) {
     if (left && *left != 0) {
       complain_uncommitted(*left, cache);
       code = kExitError;
+    } else if (!left && !is_fermata_mount(mini.mount_point) && !is_alive(pid)) {
+      complain_ended(mini.mount_point, cache);
+      code = kExitError;
     } else if (!left && !stop_process(pid, 10s)) {
       complain("the mount daemon did not end and was killed; what it had not committed is in " +
                cache + " and is committed at the next mount");

@@ -1,5 +1,7 @@
 // fermata mount, fermata umount.
+#include <fcntl.h>
 #include <sys/mount.h>
+#include <unistd.h>
 
 #include <boost/json.hpp>
 #include <cerrno>
@@ -60,7 +62,10 @@ bool flush(const std::string& mount_point) {
 /// As umount(8) has it: whoever works there would go on with a file that nobody commits. The first
 /// MNT_EXPIRE of a mount only says whether it is in use (umount(2)); without the right to ask, no.
 bool in_use(const std::string& mount_point) {
-  return umount2(mount_point.c_str(), MNT_EXPIRE) != 0 && errno == EBUSY;
+  const bool busy = umount2(mount_point.c_str(), MNT_EXPIRE) != 0 && errno == EBUSY;
+  // The mark that it has left there would let the next question unmount: a visit takes it away.
+  if (const int visit = open(mount_point.c_str(), O_PATH | O_CLOEXEC); visit >= 0) close(visit);
+  return busy;
 }
 
 int umount(const std::string& mount_point, bool flush_first, bool force) {
@@ -88,6 +93,10 @@ int umount(const std::string& mount_point, bool flush_first, bool force) {
     return kExitError;
   }
   if (left) return kExitOk;
+  if (!is_fermata_mount(target)) {
+    complain_ended(target, *cache);
+    return kExitError;
+  }
   if (!force) {
     complain("the daemon of " + target + " did not end: " + left.error().message() +
              ". --force takes the mount away; what is dirty stays in the cache and is committed at "

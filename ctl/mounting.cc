@@ -208,7 +208,12 @@ Result<std::uint64_t> end_mount(const std::string& mount_point,
   if (!wait_until(left,
                   [&] { return !is_fermata_mount(mount_point) && !cache_dir_of(mount_point); }))
     return answer ? std::make_error_code(std::errc::timed_out) : answer.error();
-  if (!answer) return std::uint64_t{0};  // it was ending already
+  if (!answer) {
+    const bool was_ending = answer.error() == std::errc::no_such_process ||
+                            answer.error() == std::errc::no_such_file_or_directory ||
+                            answer.error() == std::errc::connection_refused;
+    return was_ending ? Result<std::uint64_t>(0) : answer.error();
+  }
   std::error_code error;
   const json::value reply = json::parse(*answer, error);
   const json::value* count =
@@ -220,6 +225,13 @@ void complain_uncommitted(std::uint64_t count, const std::string& cache_dir) {
   complain(std::to_string(count) + (count == 1 ? " file" : " files") +
            " could not be committed: the work stays in " + cache_dir +
            " and is committed at the next mount with that cache");
+}
+
+void complain_ended(const std::string& mount_point, const std::string& cache_dir) {
+  complain("the daemon of " + mount_point +
+           " ended without a word (see its log): what it had not "
+           "committed is in " +
+           cache_dir + " and is committed at the next mount with that cache");
 }
 
 bool detach(const std::string& mount_point) {

@@ -37,11 +37,15 @@ Result<std::string> ask_mount(const std::string& mount_point, const std::string&
 
 /// Asks the daemon of a mount to commit what is dirty and to end, and waits until the mount is
 /// gone; says so if that takes long. How many files could not be committed (they stay in the
-/// cache). Errors: ETIMEDOUT when the mount is still there after `patience`.
+/// cache). Errors: ETIMEDOUT when the mount is still there after `patience`; others when the daemon
+/// ended without an answer.
 Result<std::uint64_t> end_mount(const std::string& mount_point, std::chrono::milliseconds patience);
 
 /// Says on stderr that `count` files stay in the cache of a mount that has ended.
 void complain_uncommitted(std::uint64_t count, const std::string& cache_dir);
+
+/// Says that a daemon ended without telling what it left.
+void complain_ended(const std::string& mount_point, const std::string& cache_dir);
 
 /// Mount points here whose daemon was given one of `servers`.
 std::vector<std::string> mounts_of(const std::vector<std::string>& servers);

@@ -107,6 +107,7 @@ struct Mutation {
     mtimeNow @7 :Bool;
     clearSuidSgid @8 :Bool;
     written @9 :Bool;
+    opened @10 :UInt64;        # log index; 0: not said
   }
   struct SetXattr { inode @0 :UInt64; name @1 :Data; value @2 :Data; flags @3 :UInt32; clearSgid @4 :Bool; }
   struct RemoveXattr { inode @0 :UInt64; name @1 :Data; }
@@ -122,6 +123,7 @@ struct Mutation {
     atime @8 :T.OptionalTimestamp;
     clearSuidSgid @9 :Bool;
     pathHint @10 :Data;
+    opened @11 :UInt64;        # log index; 0: not said
   }
   struct ReleaseOrphans { inodes @0 :List(UInt64); }
   struct NoteReads {

@@ -308,6 +308,7 @@ struct SetAttrOp {
   bool mtime_now = false;
   bool clear_suid_sgid = false;  ///< killpriv: after a write or chown by one without CAP_FSETID
   bool written = false;  ///< `mtime` is when a write left the same bytes: the ctime follows it
+  LogIndex opened;       ///< with `written`, clear_suid_sgid: as CommitOp's
   bool operator==(const SetAttrOp&) const = default;
 };
 struct SetXattrOp {
@@ -342,6 +343,9 @@ struct CommitOp {
   std::optional<Timestamp> atime;
   bool clear_suid_sgid = false;  ///< somebody without CAP_FSETID wrote
   std::string path_hint;         ///< for the conflict list; may be empty
+  /// What the caller knew of the file (Attr::change) when it opened it: who was allowed to write
+  /// then may commit still (open(2) decides, not close). None: who may write now.
+  LogIndex opened;
   bool operator==(const CommitOp&) const = default;
 };
 /// The session has closed its last handle of these unlinked inodes.

@@ -84,6 +84,7 @@ struct OpWriter {
     b.setMtimeNow(op.mtime_now);
     b.setClearSuidSgid(op.clear_suid_sgid);
     b.setWritten(op.written);
+    b.setOpened(op.opened.value());
   }
   void operator()(const SetXattrOp& op) {
     auto b = out.initSetXattr();
@@ -114,6 +115,7 @@ struct OpWriter {
     write(b.initAtime(), op.atime);
     b.setClearSuidSgid(op.clear_suid_sgid);
     if (!op.path_hint.empty()) b.setPathHint(blob(op.path_hint));
+    b.setOpened(op.opened.value());
   }
   void operator()(const ReleaseOrphansOp& op) {
     write_ids(out.initReleaseOrphans().initInodes(static_cast<unsigned>(op.inodes.size())),
@@ -195,6 +197,7 @@ Result<SetAttrOp> read_setattr(Mutation::SetAttr::Reader in) {
   op.mtime_now = in.getMtimeNow();
   op.clear_suid_sgid = in.getClearSuidSgid();
   op.written = in.getWritten();
+  op.opened = LogIndex(in.getOpened());
   return op;
 }
 Result<std::string> read_xattr_name(capnp::Data::Reader in) {
@@ -232,6 +235,7 @@ Result<CommitOp> read_commit(Mutation::Commit::Reader in) {
   FM_TRY(op.atime, read_optional(in.getAtime()));
   op.clear_suid_sgid = in.getClearSuidSgid();
   FM_TRY(op.path_hint, read_bytes(in.getPathHint(), kTextMax));
+  op.opened = LogIndex(in.getOpened());
   return op;
 }
 Result<ReleaseOrphansOp> read_release(Mutation::ReleaseOrphans::Reader in) {

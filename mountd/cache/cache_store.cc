@@ -137,7 +137,9 @@ void CacheStore::adopt(CachedCopy& copy, Version version) {
   if (const auto other = index_.find(Key{copy.inode_, version}); other != index_.end()) {
     CachedCopy& old = *other->second;
     unindex_locked(old);
-    if (!old.maybe_dirty() && !old.conflict()) replaced = detach_locked(old);
+    // Whoever has it open may write to it yet: it stays, found by nobody.
+    const bool unused = old.pins_.load(std::memory_order_acquire) == 0;
+    if (unused && !old.maybe_dirty() && !old.conflict()) replaced = detach_locked(old);
   }
   copy.indexed_ = index_.emplace(Key{copy.inode_, version}, &copy).second;
 }

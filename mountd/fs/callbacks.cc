@@ -43,7 +43,8 @@ asio::awaitable<CallbackReply> FileSystem::on_callback(CallbackRequest request) 
   auto dropped = table_.call_back(request);
   CallbackReply reply;
   reply.open = dropped.open;
-  for (const auto& item : request.items) {
+  // Before the mount there are no copies in use, and no cache yet.
+  for (const auto& item : fuse_.load() != nullptr ? request.items : decltype(request.items)()) {
     const bool open =
         std::find(reply.open.begin(), reply.open.end(), item.inode) != reply.open.end();
     if (!item.asks_open || open) continue;

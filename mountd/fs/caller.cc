@@ -10,19 +10,24 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <string_view>
 
 namespace fermata::mountd {
 namespace {
 
-// /proc files of this size are read whole by one call.
+// What fits is read by one call, so it is of one moment.
 std::string read_proc(pid_t thread, const char* file) {
   const std::string path = "/proc/" + std::to_string(thread) + "/" + file;
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return {};
+  std::string text;
   char buffer[4096];
-  const ssize_t size = ::read(fd, buffer, sizeof buffer);
+  for (ssize_t size = 0; (size = ::read(fd, buffer, sizeof buffer)) > 0;) {
+    text.append(buffer, static_cast<std::size_t>(size));
+    if (size < static_cast<ssize_t>(sizeof buffer)) break;
+  }
   ::close(fd);
-  return size > 0 ? std::string(buffer, static_cast<std::size_t>(size)) : std::string();
+  return text;
 }
 
 std::uint64_t mask_after(const std::string& text, const char* label) {
@@ -41,6 +46,28 @@ bool is_being_killed(pid_t thread) {
   if (status.empty()) return true;
   const std::uint64_t kill_bit = 1ULL << (SIGKILL - 1);
   return ((mask_after(status, "\nSigPnd:") | mask_after(status, "\nShdPnd:")) & kill_bit) != 0;
+}
+
+std::vector<std::uint32_t> groups_of(pid_t thread) {
+  std::vector<std::uint32_t> groups;
+  if (thread == 0) return groups;
+  constexpr std::string_view kLabel = "\nGroups:";
+  const std::string status = read_proc(thread, "status");
+  const auto label = status.find(kLabel);
+  if (label == std::string::npos) return groups;
+  const char* at = status.c_str() + label + kLabel.size();
+  while (*at != '\n' && *at != '\0') {
+    if (*at < '0' || *at > '9') {
+      ++at;
+      continue;
+    }
+    char* end = nullptr;
+    groups.push_back(static_cast<std::uint32_t>(std::strtoul(at, &end, 10)));
+    at = end;
+  }
+  constexpr std::size_t kGroupsMax = 1024;  // of Credentials
+  if (groups.size() > kGroupsMax) groups.resize(kGroupsMax);
+  return groups;
 }
 
 bool may_administrate(uid_t user, pid_t thread) {

@@ -7,11 +7,16 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
+#include <vector>
+
 namespace fermata::mountd {
 
 /// SIGKILL is pending for it (the kernel turns every fatal signal into one), or it is gone.
 /// True for thread id 0, a caller of whom nothing can be seen: its interrupts count.
 bool is_being_killed(pid_t thread);
+/// Its supplementary groups; none of a caller of whom nothing can be seen.
+std::vector<std::uint32_t> groups_of(pid_t thread);
 /// It has CAP_SYS_ADMIN (capabilities(7)); a caller of whom nothing can be seen has it as user 0.
 bool may_administrate(uid_t user, pid_t thread);
 /// A signal has killed it and it is closing its files: no further signal reaches it there.

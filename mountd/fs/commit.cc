@@ -51,7 +51,7 @@ void FileSystem::flush(Ctx ctx, NodeHandle, std::uint64_t fh, std::uint64_t owne
   }
   forget_locker(*open, owner);
   if (!dirty) return reply.ok();
-  auto task = commit(at(reply), cred(ctx), open->file, ctx.pid);
+  auto task = commit(at(reply), open->file, ctx.pid);
   run_request(ctx, std::move(reply), std::move(task), kAnswerOk, Interrupts::kFatalLate);
 }
 
@@ -62,12 +62,12 @@ void FileSystem::fsync(Ctx ctx, NodeHandle, std::uint64_t fh, bool, StatusReply 
   const bool written = open->writable || open->file->writers.load() != 0 ||
                        open->file->sticky.load() || open->file->mapped.load();
   if (!written || surely_clean(*open)) return reply.ok();
-  auto task = commit(at(reply), cred(ctx), open->file, ctx.pid);
+  auto task = commit(at(reply), open->file, ctx.pid);
   run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
 }
 
-Task<void> FileSystem::commit(LoopContext& at, Credentials who, FilePtr file, pid_t caller) {
-  const auto waiter = start_commit(at, who, file);
+Task<void> FileSystem::commit(LoopContext& at, FilePtr file, pid_t caller) {
+  const auto waiter = start_commit(at, file);
   while (true) {
     const auto result = co_await waiter->wait_for(kLastWordsPatience);
     if (result && *result) co_return *result;
@@ -76,8 +76,12 @@ Task<void> FileSystem::commit(LoopContext& at, Credentials who, FilePtr file, pi
   }
 }
 
-std::shared_ptr<Signal> FileSystem::start_commit(LoopContext& at, Credentials who,
-                                                 const FilePtr& file) {
+void FileSystem::note_writer(FileState& file, const Credentials& who, LogIndex change) {
+  MutexLock lock(file.mutex);
+  if (file.writers.load() == 0 && !file.sticky.load()) file.writer = {who, change};
+}
+
+std::shared_ptr<Signal> FileSystem::start_commit(LoopContext& at, const FilePtr& file) {
   auto waiter = std::make_shared<Signal>(at.env->executor());
   std::shared_ptr<CommitJob> start;
   {
@@ -92,19 +96,19 @@ std::shared_ptr<Signal> FileSystem::start_commit(LoopContext& at, Credentials wh
   }
   if (start) {
     file->holds.fetch_add(1);  // the caller has one
-    background(at, "commit", run_commits(at, who, file, start));
+    background(at, "commit", run_commits(at, file, start));
   }
   return waiter;
 }
 
-asio::awaitable<void> FileSystem::run_commits(LoopContext& at, Credentials who, FilePtr file,
+asio::awaitable<void> FileSystem::run_commits(LoopContext& at, FilePtr file,
                                               std::shared_ptr<CommitJob> job) {
   Hold hold(this, file);
   while (job) {
-    auto done = co_await commit_once(at, who, file);
+    auto done = co_await commit_once(at, file);
     // The session was renewed under it and nothing came in between: once more, in the new one.
     if (!done && done.error() == make_error_code(Errc::kRetry)) {
-      done = co_await commit_once(at, who, file);
+      done = co_await commit_once(at, file);
     }
     const std::error_code error = done ? std::error_code{} : done.error();
     const auto view = table_.find(file->node);
@@ -121,9 +125,9 @@ asio::awaitable<void> FileSystem::run_commits(LoopContext& at, Credentials who, 
   }
 }
 
-Task<void> FileSystem::commit_once(LoopContext& at, Credentials who, FilePtr file) {
+Task<void> FileSystem::commit_once(LoopContext& at, FilePtr file) {
   bool kill = false;
-  auto done = co_await commit_now(at, who, file, kill);
+  auto done = co_await commit_now(at, file, kill);
   if (!done && kill) {
     MutexLock lock(file->mutex);
     file->kill_privileges = true;  // is still to be done
@@ -131,13 +135,15 @@ Task<void> FileSystem::commit_once(LoopContext& at, Credentials who, FilePtr fil
   co_return done;
 }
 
-Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file, bool& kill) {
+Task<void> FileSystem::commit_now(LoopContext& at, FilePtr file, bool& kill) {
   FM_CO_TRY(const auto pass, co_await file->content_gate.enter());
   CommitInput input;
   {
     MutexLock lock(file->mutex);
     input.copy = file->copy;
     input.clear_suid_sgid = std::exchange(file->kill_privileges, false);
+    input.cred = file->writer.who;
+    input.opened = file->writer.opened;
   }
   kill = input.clear_suid_sgid;
   const auto view = table_.find(file->node);
@@ -171,7 +177,6 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
     if (mtime_moved) input.mtime = from_ns(file->times.look(backing_ns, to_ns(view->attr.ctime)));
   }
   if (view->noted_read) input.atime = view->attr.atime;
-  input.cred = who;
   if (look.modified) file->sticky = true;  // what is being committed stays the mount's
   input.path_hint = copy->path_hint();
   if (look.modified) {
@@ -197,13 +202,13 @@ Task<void> FileSystem::commit_now(LoopContext& at, Credentials who, FilePtr file
     }
   }
   if (mtime_moved || input.clear_suid_sgid) {
-    FM_CO_CHECK(co_await send_times(at, who, file, input, look.backing.mtime_ns));
+    FM_CO_CHECK(co_await send_times(at, file, input, look.backing.mtime_ns));
   }
   co_return fermata::Status{};
 }
 
 // Written, but with the bytes that were there already: only the time is news.
-Task<void> FileSystem::send_times(LoopContext& at, Credentials who, FilePtr file, CommitInput input,
+Task<void> FileSystem::send_times(LoopContext& at, FilePtr file, CommitInput input,
                                   std::int64_t backing_mtime_ns) {
   SetAttrOp op;
   op.inode = file->inode;
@@ -211,7 +216,8 @@ Task<void> FileSystem::send_times(LoopContext& at, Credentials who, FilePtr file
   op.written = true;
   op.atime = input.atime;
   op.clear_suid_sgid = input.clear_suid_sgid;
-  FM_CO_TRY(const auto reply, co_await at.client->mutate(who, op));
+  op.opened = input.opened;
+  FM_CO_TRY(const auto reply, co_await at.client->mutate(input.cred, op));
   if (reply.attr) table_.apply(*reply.attr, reply.stamp, reply.leased);
   MutexLock lock(file->mutex);
   file->times.settle(backing_mtime_ns);
@@ -251,10 +257,22 @@ Task<void> FileSystem::set_aside(LoopContext& at, FilePtr file, CachePin copy, c
   co_return fermata::Status{};
 }
 
-Task<MutationReply> FileSystem::committed_before(LoopContext& at, CachePin copy,
-                                                 CachedCopy::After after) {
-  const auto look = [copy] { return copy->changed_blocks(); };
-  FM_CO_TRY(auto scan, co_await blocking<ChangeScan>(*at.env, look));
+// `file` may be null: nobody has it open.
+Task<void> FileSystem::settle_committed(LoopContext& at, FilePtr file, CachePin copy,
+                                        CachedCopy::After after) {
+  // All that can fail comes first: once it is noted clean, nobody would ask again.
+  FM_CO_TRY(const SessionId under, co_await at.client->session());
+  struct Look {
+    ChangeScan scan;
+    BackingStat backing;
+  };
+  const auto look = [copy]() -> Result<Look> {
+    Look out;
+    FM_TRY(out.backing, copy->stat());
+    FM_TRY(out.scan, copy->changed_blocks());
+    return out;
+  };
+  FM_CO_TRY(const auto seen, co_await blocking<Look>(*at.env, look));
   const Credentials nobody;
   FM_CO_TRY(auto opened, co_await at.client->open(nobody, copy->inode(), Version{}));
   const auto content = std::make_shared<const FileContent>(std::move(opened.content));
@@ -262,26 +280,20 @@ Task<MutationReply> FileSystem::committed_before(LoopContext& at, CachePin copy,
             co_await holds_content(*at.env, *at.client, copy, opened.attr, content));
   if (!same) co_return Errc::kStaleBase;
   const Version version = opened.attr.version;
-  const auto keep = [copy, version, scan, after] {
-    return copy->note_clean(version, scan, {}, after);
+  const auto keep = [copy, version, seen, after] {
+    return copy->note_clean(version, seen.scan, {}, after);
   };
   FM_CO_CHECK(co_await blocking<void>(*at.env, keep));
   count("found committed");
   spdlog::info("{}: version {} holds the local changes already: their commit's answer was lost",
                name_of(*copy), version.value());
+  if (!file) co_return fermata::Status{};
   MutationReply reply;
   reply.stamp = opened.stamp;
   reply.leased = opened.leased;
   reply.attr = opened.attr;
   reply.version = version;
-  co_return reply;
-}
-
-Task<void> FileSystem::settle_committed(LoopContext& at, FilePtr file, CachePin copy,
-                                        MutationReply reply) {
-  FM_CO_TRY(const auto backing, copy->stat());
-  FM_CO_TRY(const SessionId under, co_await at.client->session());
-  auto elsewhere = after_commit(file, reply, backing.mtime_ns, under);
+  auto elsewhere = after_commit(file, reply, seen.backing.mtime_ns, under);
   co_await invalidate(std::move(elsewhere));
   co_return fermata::Status{};
 }
@@ -289,8 +301,9 @@ Task<void> FileSystem::settle_committed(LoopContext& at, FilePtr file, CachePin 
 Task<void> FileSystem::refused(LoopContext& at, FilePtr file, CachePin copy,
                                std::error_code error) {
   if (error == make_error_code(Errc::kStaleBase)) {
-    const auto before = co_await committed_before(at, copy, CachedCopy::After::kStillWritable);
-    if (before) co_return co_await settle_committed(at, file, copy, *before);
+    constexpr auto kOpen = CachedCopy::After::kStillWritable;
+    const auto settled = co_await settle_committed(at, file, copy, kOpen);
+    if (settled || settled.error() != make_error_code(Errc::kStaleBase)) co_return settled;
     FM_CO_CHECK(co_await set_aside(at, file, copy, "the session was over and others wrote"));
     co_return error;
   }
@@ -305,8 +318,9 @@ Task<void> FileSystem::refused(LoopContext& at, FilePtr file, CachePin copy,
     FM_CO_TRY(const auto now, co_await at.client->getattr(nobody, file->inode));
     table_.apply(now.attr, now.stamp, now.leased);
     if (now.attr.version == copy->base()) co_return Errc::kRetry;
-    const auto before = co_await committed_before(at, copy, CachedCopy::After::kStillWritable);
-    if (before) co_return co_await settle_committed(at, file, copy, *before);
+    constexpr auto kOpen = CachedCopy::After::kStillWritable;
+    const auto settled = co_await settle_committed(at, file, copy, kOpen);
+    if (settled || settled.error() != make_error_code(Errc::kStaleBase)) co_return settled;
     FM_CO_CHECK(co_await set_aside(at, file, copy, "the session was over and others wrote"));
     co_return from_errno(ESTALE);
   }
@@ -350,7 +364,7 @@ asio::awaitable<void> FileSystem::commit_files(LoopContext& at, Duration timeout
     }
     file->holds.fetch_add(1);
     holds.push_back(std::make_unique<Hold>(this, file));
-    commits.push_back({file, start_commit(at, {}, file)});
+    commits.push_back({file, start_commit(at, file)});
   }
   std::size_t failed = 0;
   std::vector<std::shared_ptr<Signal>> settled;
@@ -402,11 +416,11 @@ asio::awaitable<void> FileSystem::recover_one(LoopContext& at, CachePin copy) {
   }
   if (answer && answer->attr.version != copy->base()) {
     // It ended after its commit had arrived and before the answer had.
-    const auto before = co_await committed_before(at, copy, CachedCopy::After::kClosed);
-    if (before) co_return;
-    if (before.error() != make_error_code(Errc::kStaleBase)) {
+    const auto settled = co_await settle_committed(at, nullptr, copy, CachedCopy::After::kClosed);
+    if (settled) co_return;
+    if (settled.error() != make_error_code(Errc::kStaleBase)) {
       spdlog::warn("{}: changes left by an earlier run stay in the cache: {}", name_of(*copy),
-                   before.error().message());
+                   settled.error().message());
       co_return;
     }
   }
@@ -427,15 +441,16 @@ asio::awaitable<void> FileSystem::recover_one(LoopContext& at, CachePin copy) {
       free = file->copy == copy || (file->opens == 0 && !file->copy);
     }
     if (!free) {
-      (void)co_await set_aside(at, file, copy, "another copy of it is open");
+      (void)co_await set_aside(at, nullptr, copy, "another copy of it is open");
       co_return;
     }
     attach_copy(file, copy);
     MutexLock lock(file->mutex);
     file->fenced = true;
     file->sticky = true;
+    file->writer = {};
   }
-  const auto done = co_await commit(at, nobody, file, 0);
+  const auto done = co_await commit(at, file, 0);
   if (!done) co_return;
   count("recovered");
   spdlog::info("{}: changes left by an earlier run are committed", name_of(*copy));

@@ -15,6 +15,7 @@ namespace fermata::mountd {
 namespace {
 
 constexpr std::size_t kLineMax = 64u << 10;
+constexpr std::size_t kTalksMax = 16;
 constexpr int kClientPatienceMs = 10'000;
 
 // sun_path holds 107 bytes: a longer path is bound through its directory's descriptor.
@@ -71,6 +72,7 @@ ControlSocket::~ControlSocket() {
   const std::uint64_t one = 1;
   [[maybe_unused]] const auto written = ::write(wake_, &one, sizeof one);
   thread_.join();
+  for (auto& talk : talks_) talk.thread.join();
   ::close(listener_);
   ::close(wake_);
   ::unlink(path_.c_str());
@@ -90,8 +92,22 @@ void ControlSocket::run() {
     if (!readable(listener_, -1)) return;
     const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
     if (fd < 0) continue;
-    serve(fd);
-    ::close(fd);
+    std::erase_if(talks_, [](Talk& talk) {
+      if (!talk.over->load()) return false;
+      talk.thread.join();
+      return true;
+    });
+    if (talks_.size() >= kTalksMax) {
+      ::close(fd);
+      continue;
+    }
+    const auto over = std::make_shared<std::atomic<bool>>(false);
+    talks_.push_back({std::thread([this, fd, over] {
+                        serve(fd);
+                        ::close(fd);
+                        over->store(true);
+                      }),
+                      over});
   }
 }
 

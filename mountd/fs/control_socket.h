@@ -1,10 +1,10 @@
 // The daemon's control socket: how `fermata cache` and `fermata umount` talk to it.
 //
 // CACHE_DIR/control.sock, a unix stream socket of mode 0600. One JSON object per line asks, one
-// answers: {"verb":"cache-ls"}; an answer with "error" says that it did not work. One client at a
-// time; a client that stalls is dropped after a while.
+// answers: {"verb":"cache-ls"}; an answer with "error" says that it did not work. A client that
+// stalls is dropped after a while; nobody waits for another one's answer.
 //
-// Thread-safety: the handler runs on the socket's own thread and may block.
+// Thread-safety: the handler runs on a thread of the socket's per client, and may block.
 #pragma once
 
 #include <atomic>
@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "common/base/result.h"
 
@@ -24,7 +25,7 @@ class ControlSocket {
 
   /// Replaces what an earlier daemon left at `path`.
   static Result<std::unique_ptr<ControlSocket>> open(const std::string& path, Handler handler);
-  /// Ends the thread (after the request it is answering) and removes the socket.
+  /// Ends the threads (after the requests they are answering) and removes the socket.
   ~ControlSocket();
   ControlSocket(const ControlSocket&) = delete;
   ControlSocket& operator=(const ControlSocket&) = delete;
@@ -39,6 +40,11 @@ class ControlSocket {
   const int listener_;
   const int wake_;  // eventfd: stop
   const Handler handler_;
+  struct Talk {
+    std::thread thread;
+    std::shared_ptr<std::atomic<bool>> over;
+  };
+  std::vector<Talk> talks_;  // of thread_, then of the destructor
   std::thread thread_;
 };
 

@@ -4,6 +4,7 @@
 // The kernel's cookies: 1 is after ".", 2 after "..", and n + 2 after the entry with cookie n.
 #include <fcntl.h>
 
+#include "common/access/access.h"
 #include "mountd/fs/attributes.h"
 #include "mountd/fs/file_system.h"
 
@@ -24,8 +25,15 @@ std::size_t first_after(const Listing& listing, Cookie cookie) {
 }
 }  // namespace
 
-void FileSystem::opendir(Ctx, NodeHandle node, int flags, OpenReply reply) {
+void FileSystem::opendir(Ctx ctx, NodeHandle node, int flags, OpenReply reply) {
   if (!table_.inode_of(node)) return reply.error(ESTALE);
+  if (!options_.identity.squashes(ctx.uid)) return reply.opened(open_directory(flags));
+  auto task = check_squashed(at(reply), cred(ctx), node, kMayRead, true);
+  run_request(ctx, std::move(reply), std::move(task),
+              [this, flags](OpenReply& to) { to.opened(open_directory(flags)); });
+}
+
+OpenResult FileSystem::open_directory(int flags) {
   OpenResult result;
   result.fh = next_handle_.fetch_add(1);
   {
@@ -34,7 +42,7 @@ void FileSystem::opendir(Ctx, NodeHandle node, int flags, OpenReply reply) {
     made->counts_reads = (flags & O_NOATIME) == 0;
     dirs_.emplace(result.fh, made);
   }
-  reply.opened(result);
+  return result;
 }
 
 void FileSystem::releasedir(Ctx, NodeHandle, std::uint64_t fh, StatusReply reply) {
@@ -145,7 +153,7 @@ void FileSystem::fill_reply(DirReply& reply, const View& directory, DirHandle& h
     const bool same = known && found.child.inode == inode;
     if (same) {
       attributes = entry_of(found.child);
-      attributes.entry_timeout = entry_timeout(true);
+      attributes.entry_timeout = entry_timeout(directory.inode, true);
     }
     const bool added = reply.add(entry, attributes);
     if (known && !(same && added)) forget(found.child.node, 1);

@@ -154,6 +154,7 @@ Task<void> FileSystem::set_size(LoopContext& at, Credentials who, NodeHandle nod
       FM_CO_CHECK(co_await attach_content(at, who, node, file, size != 0, false));
       OpenWish wish;
       wish.truncate = size == 0;
+      note_writer(*file, who, view->attr.change);
       const auto ready = co_await prepare_writer(at, file, wish);
       if (!ready) {
         drop_unfilled(file);
@@ -170,7 +171,7 @@ Task<void> FileSystem::set_size(LoopContext& at, Credentials who, NodeHandle nod
   }
   // Through an open file the change is its close's; else nobody would commit it.
   if (set.fh && file->writers.load() != 0) co_return fermata::Status{};
-  FM_CO_CHECK(co_await commit(at, who, file, 0));
+  FM_CO_CHECK(co_await commit(at, file, 0));
   if (file->writers.load() == 0) {
     file->holds.fetch_add(1);
     background(at, "close writer", close_writer(at, file));

@@ -71,6 +71,8 @@ struct FileState {
   /// One commit or update in place of the copy at a time: each takes what it finds there for one
   /// version. Taken before `gate`.
   Gate content_gate;
+  /// Updates in place that hold or want `content_gate`: they may be waiting for `gate` inside it.
+  std::atomic<std::uint32_t> updates_asked{0};
   Gate gate;  ///< serialises what attaches, fills and truncates
 
   Mutex mutex;
@@ -85,6 +87,13 @@ struct FileState {
   SessionId work_session FM_GUARDED_BY(mutex);
   /// The backing file's atime as of the last read that was noted (atime.cc).
   std::int64_t atime_base_ns FM_GUARDED_BY(mutex) = 0;
+  /// Who wrote what is to be committed, and Attr::change when that one opened it: see CommitOp.
+  /// Nobody in particular (user 0): the daemon itself, for what an earlier one has left.
+  struct Writer {
+    Credentials who;
+    LogIndex opened;
+  };
+  Writer writer FM_GUARDED_BY(mutex);
   bool fenced FM_GUARDED_BY(mutex) = false;  ///< written under a session that is over
   /// Written under a lock that was lost with its session: its commit is refused.
   bool lock_lost FM_GUARDED_BY(mutex) = false;

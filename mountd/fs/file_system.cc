@@ -7,8 +7,10 @@
 #include <boost/asio/post.hpp>
 #include <set>
 
+#include "common/access/access.h"
 #include "common/base/assert.h"
 #include "mountd/fs/attributes.h"
+#include "mountd/fs/caller.h"
 
 namespace fermata::mountd {
 namespace asio = boost::asio;
@@ -109,6 +111,30 @@ std::vector<CacheListing> FileSystem::cached_files() {
   return files;
 }
 
+// ------------------------------------------------------------------------------------- access
+
+Credentials FileSystem::cred(Ctx ctx) const {
+  // What root may do does not depend on groups.
+  std::vector<std::uint32_t> groups;
+  if (ctx.uid != 0 && options_.identity.squash != Squash::kAll) groups = groups_of(ctx.pid);
+  return options_.identity.in_cluster(ctx.uid, ctx.gid, std::move(groups));
+}
+
+Task<void> FileSystem::check_squashed(LoopContext& at, Credentials who, NodeHandle node,
+                                      std::uint32_t wanted, bool squashed) {
+  if (!squashed) co_return fermata::Status{};
+  FM_CO_TRY(const auto view, co_await fresh_view(at, who, node));
+  Permissions permissions{view.attr.type, view.attr.mode, view.attr.uid, view.attr.gid};
+  if (!view.attr.no_xattrs) {
+    FM_CO_TRY(const auto xattrs, co_await all_xattrs(at, who, node));
+    if (const auto acl = xattrs->find(std::string(kAclAccess)); acl != xattrs->end()) {
+      FM_CO_TRY(permissions.acl, parse_acl(acl->second));
+    }
+  }
+  if (!may(who, permissions, wanted)) co_return std::errc::permission_denied;
+  co_return fermata::Status{};
+}
+
 // ----------------------------------------------------------------------------------- timeouts
 
 Timeout FileSystem::lease_left() const {
@@ -132,13 +158,26 @@ Timeout FileSystem::attr_timeout(const View& view) {
   return std::min<Timeout>(options_.attr_timeout, lease_left());
 }
 
-Timeout FileSystem::entry_timeout(bool leased) {
+// What the kernel keeps of a directory it lets root walk through without a question: where nobody
+// may search, every walk is asked for.
+Timeout FileSystem::entry_timeout(InodeId parent, bool leased) {
   if (!leased || !epoch_.load()) return Timeout{0};
+  if (options_.identity.squash != Squash::kNone) {
+    const auto view = table_.find(table_.node_of(parent));
+    if (!view || !view->attr_known || !view->attr.no_xattrs) return Timeout{0};
+    const Permissions permissions{view->attr.type, view->attr.mode, view->attr.uid, view->attr.gid};
+    const Credentials nobody = options_.identity.in_cluster(0, 0, {});
+    if (!may(nobody, permissions, kMayExecute)) return Timeout{0};
+  }
   return std::min<Timeout>(options_.entry_timeout, lease_left());
 }
 
 struct stat FileSystem::stat_of(const View& view) {
   struct stat out = to_stat(view.shown ? *view.shown : view.attr);
+  if (options_.identity.maps()) {
+    out.st_uid = options_.identity.local_uid(out.st_uid);
+    out.st_gid = options_.identity.local_gid(out.st_gid);
+  }
   if (!view.file) return out;
   FileState& file = *view.file;
   if (file.holds.load() != 0) {
@@ -195,9 +234,22 @@ asio::awaitable<void> FileSystem::settle_lineage(LoopContext& at, const Attr att
   };
   const auto modified = co_await blocking<bool>(*at.env, job);
   if (!modified || !*modified) co_return;
-  // Times that were set, or the same bytes again, are no work to stay behind for. If a commit or an
-  // update goes on, it looks itself.
-  if (const auto still = file->content_gate.try_enter()) {
+  // Times that were set, or the same bytes again, are no work to stay behind for. A commit that
+  // goes on is such work until it has ended; an update looks itself, and may wait for a gate that
+  // our caller holds.
+  auto still = file->content_gate.try_enter();
+  for (bool committing = false; !still && !committing; still = file->content_gate.try_enter()) {
+    if (file->updates_asked.load() != 0) co_return;
+    {
+      MutexLock lock(file->mutex);
+      committing = file->commit_running != nullptr;
+    }
+    if (committing) break;
+    constexpr auto kPause = std::chrono::milliseconds(1);  // another look, or an end just now
+    const std::error_code stop = co_await at.env->sleep_for(kPause);
+    if (stop) co_return;
+  }
+  if (still) {
     const auto look = [copy]() -> Result<bool> {
       if (copy->updating()) return false;
       return copy->surely_modified();
@@ -221,11 +273,14 @@ void FileSystem::lookup(Ctx ctx, NodeHandle parent, std::string_view name, Entry
   if (name.size() > kNameMax) return reply.error(ENAMETOOLONG);
   const auto directory = table_.inode_of(parent);
   if (!directory) return reply.error(ESTALE);
-  const auto found = table_.lookup(*directory, name);
-  if (found.known == NodeTable::Known::kAbsent) return reply.absent(entry_timeout(true));
+  // Whether a squashed caller may search the directory is the cluster's to say.
+  const auto found =
+      options_.identity.squashes(ctx.uid) ? NodeTable::Found{} : table_.lookup(*directory, name);
+  if (found.known == NodeTable::Known::kAbsent)
+    return reply.absent(entry_timeout(*directory, true));
   if (found.known == NodeTable::Known::kPresent) {
     Entry entry = entry_of(found.child);
-    entry.entry_timeout = entry_timeout(true);
+    entry.entry_timeout = entry_timeout(*directory, true);
     return reply.entry(entry);
   }
   auto task = do_lookup(at(reply), cred(ctx), parent, std::string(name));
@@ -246,14 +301,16 @@ Task<Entry> FileSystem::do_lookup(LoopContext& at, Credentials who, NodeHandle p
   Entry entry;
   const InodeId child = found.attr ? found.attr->inode : InodeId{};
   if (!found.attr) {
-    entry.entry_timeout = entry_timeout(table_.set_entry(*directory, name, child, found.stamp,
-                                                         found.entry_leased, NodeTable::By::kRead));
+    entry.entry_timeout =
+        entry_timeout(*directory, table_.set_entry(*directory, name, child, found.stamp,
+                                                   found.entry_leased, NodeTable::By::kRead));
     co_return entry;
   }
   const auto view = co_await bind(at, *found.attr, found.stamp, found.leased);
   entry = entry_of(view);
-  entry.entry_timeout = entry_timeout(table_.set_entry(*directory, name, child, found.stamp,
-                                                       found.entry_leased, NodeTable::By::kRead));
+  entry.entry_timeout =
+      entry_timeout(*directory, table_.set_entry(*directory, name, child, found.stamp,
+                                                 found.entry_leased, NodeTable::By::kRead));
   co_return entry;
 }
 
@@ -432,26 +489,27 @@ void FileSystem::statx(Ctx ctx, NodeHandle node, std::optional<std::uint64_t>, S
 }
 
 void FileSystem::setattr(Ctx ctx, NodeHandle node, const SetAttributes& set, AttrReply reply) {
-  auto task = do_setattr(at(reply), cred(ctx), node, set);
+  auto task = do_setattr(at(reply), cred(ctx), node, set, options_.identity.squashes(ctx.uid));
   run_request(
       ctx, std::move(reply), std::move(task),
       [](AttrReply& to, const AttrReplyValue& value) { to.attr(value.attr, value.timeout); });
 }
 
 Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, NodeHandle node,
-                                            SetAttributes set) {
+                                            SetAttributes set, bool squashed) {
   if (options_.read_only) co_return std::errc::read_only_file_system;
   FM_CO_TRY(auto view, co_await fresh_view(at, who, node));
   if (set.has(kSetSize)) {
     if (!view.file) co_return std::errc::invalid_argument;
+    if (!set.fh) FM_CO_CHECK(co_await check_squashed(at, who, node, kMayWrite, squashed));
     FM_CO_CHECK(co_await set_size(at, who, node, set));
     if (set.has(kSetMtimeNow)) set.valid &= ~std::uint32_t{kSetMtime | kSetMtimeNow};
   }
   SetAttrOp op;
   op.inode = view.inode;
   if (set.has(kSetMode)) op.mode = set.mode & 07777;
-  if (set.has(kSetUid)) op.uid = set.uid;
-  if (set.has(kSetGid)) op.gid = set.gid;
+  if (set.has(kSetUid)) op.uid = options_.identity.cluster_uid(set.uid);
+  if (set.has(kSetGid)) op.gid = options_.identity.cluster_gid(set.gid);
   if (set.has(kSetAtime)) {
     op.atime_now = set.has(kSetAtimeNow);
     if (!op.atime_now) op.atime = from_timespec(set.atime);

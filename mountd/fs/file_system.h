@@ -38,6 +38,7 @@
 #include "mountd/client/session.h"
 #include "mountd/fs/file_state.h"
 #include "mountd/fs/held_locks.h"
+#include "mountd/fs/identity.h"
 #include "mountd/fs/mapped_watch.h"
 #include "mountd/fs/node_table.h"
 #include "mountd/fs/request_task.h"
@@ -63,6 +64,9 @@ struct FsOptions {
   std::chrono::nanoseconds entry_timeout = std::chrono::hours(1);  ///< at most; the lease bounds it
   std::uint64_t stream_min_bytes = 16ULL << 20;  ///< larger files are opened while they stream in
   std::size_t idle_files_max = 4096;             ///< unused files that keep their copy attached
+  Identity identity;
+  std::optional<Duration>
+      patience;  ///< soft mounts: how long to wait for what the servers are to do
 };
 
 class FileSystem final : public Operations, public SessionKeeper::Events {
@@ -202,7 +206,11 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   };
 
   LoopContext& at(const Reply& reply) { return loops_[reply.loop()]; }
-  static Credentials cred(Ctx ctx) { return {ctx.uid, ctx.gid, {}}; }
+  Credentials cred(Ctx ctx) const;
+  /// For a caller whom the kernel takes for somebody with more rights than he has for the cluster
+  /// (root_squash): EACCES unless he has those in `wanted` (kMayRead, ...). Success for others.
+  Task<void> check_squashed(LoopContext& at, Credentials who, NodeHandle node, std::uint32_t wanted,
+                            bool squashed);
   void background(LoopContext& at, std::string name, awaitable<void> task);
   /// From any thread: starts make() as background work on loop `index`.
   void background_on(unsigned index, std::string name, std::function<awaitable<void>()> make);
@@ -213,7 +221,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   /// Whether the copy may hold what the attributes do not tell: it is or was just written to.
   static bool may_differ(FileState& file);
   Timeout attr_timeout(const View& view);
-  Timeout entry_timeout(bool leased);
+  Timeout entry_timeout(InodeId parent, bool leased);
   Timeout lease_left() const;
   /// What to answer to a request that met `error` asking for an inode. If it is gone: ESTALE, which
   /// makes the kernel look its name up again, here from what the cluster says.
@@ -223,7 +231,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<Entry> do_lookup(LoopContext& at, Credentials who, NodeHandle parent, std::string name);
   Task<AttrReplyValue> do_getattr(LoopContext& at, Credentials who, NodeHandle node);
   Task<AttrReplyValue> do_setattr(LoopContext& at, Credentials who, NodeHandle node,
-                                  SetAttributes set);
+                                  SetAttributes set, bool squashed);
   /// After an own change of the inode through the node `but`, before its answer.
   void refresh_other_nodes(InodeId inode, NodeHandle but);
   Status set_backing_times(const FilePtr& file, const Attr& attr, const SetAttributes& set);
@@ -269,6 +277,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
 
   // directory_ops.cc
   void fill_reply(DirReply& reply, const View& directory, DirHandle& handle, std::uint64_t cookie);
+  OpenResult open_directory(int flags);
   bool window_has(DirHandle& handle, InodeId directory, std::uint64_t cookie);
   Task<void> load_window(LoopContext& at, Credentials who, NodeHandle node,
                          std::shared_ptr<DirHandle> handle, std::uint64_t cookie, bool plus);
@@ -282,6 +291,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     bool create = false;    ///< truncating an empty file is no change then
     bool ordinary = false;  ///< no passthrough: the cache's disk may want room while it is written
     bool exclusive = false;
+    std::uint32_t rights = 0;  ///< kMayRead, ...: what it is for
+    bool squashed = false;     ///< see check_squashed()
   };
   static OpenWish wish_of(int flags, bool kill);
   std::optional<OpenResult> open_attached(const View& view, const OpenWish& wish);
@@ -357,8 +368,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   // xattr_ops.cc
   Task<std::shared_ptr<const NodeTable::Xattrs>> all_xattrs(LoopContext& at, Credentials who,
                                                             NodeHandle node);
-  Task<std::string> do_getxattr(LoopContext& at, Credentials who, NodeHandle node,
-                                std::string name);
+  Task<std::string> do_getxattr(LoopContext& at, Credentials who, NodeHandle node, std::string name,
+                                bool squashed);
+  std::string shown(std::string_view name, const std::string& value) const;
   Task<std::string> do_listxattr(LoopContext& at, Credentials who, NodeHandle node, pid_t caller);
   Task<void> do_setxattr(LoopContext& at, Credentials who, NodeHandle node, SetXattrOp op);
   Task<void> do_removexattr(LoopContext& at, Credentials who, NodeHandle node, std::string name);
@@ -385,12 +397,16 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                      std::shared_ptr<LockJob> job);
   awaitable<void> run_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                            std::shared_ptr<LockJob> job);
-  Task<LockList> try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
-                          std::uint64_t through);
+  /// An owner's locks on a file around a request of it.
+  struct Grant {
+    LockList before;
+    LockList after;
+  };
+  Task<Grant> try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
+                       std::uint64_t through);
   awaitable<void> give_up_lock(LoopContext& at, LockOp op);
   Task<LockList> change_lock(LoopContext& at, Credentials who, LockOp op, std::uint64_t through);
-  Task<void> restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op,
-                           LockList before);
+  Task<void> restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op, Grant grant);
   void settle_doubt(LoopContext& at, const FilePtr& file, LockOp op);
   awaitable<void> settle_doubt_behind(LoopContext& at, FilePtr file, LockOp op);
   /// The cluster has of the owner's locks in op.range what the mirror has.
@@ -421,11 +437,14 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   /// Commits what a write lock protected, then releases it.
   void release_behind(LoopContext& at, const FilePtr& file, Unlock what);
   awaitable<void> unlock_behind(LoopContext& at, FilePtr file, Unlock what);
-  void begin_settling(const LockOp& op);
-  void end_settling(const LockOp& op);
+  /// What is begun behind: the end of a request that was given up, or a release.
+  enum class Settles { kRequest, kRelease };
+  void begin_settling(const LockOp& op, Settles what);
+  void end_settling(const LockOp& op, Settles what);
   /// What the owner's earlier requests left to be done is done.
   Task<void> settled(LoopContext& at, LockOp op);
   Task<void> settle_releases(LoopContext& at, InodeId inode);
+  awaitable<std::error_code> bounded(Signal& signal);
 
   // locked_content.cc
   Task<void> update_in_place(LoopContext& at, Credentials who, FilePtr file);
@@ -433,14 +452,15 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   // commit.cc
   /// Everything written so far is committed, or an error says why not. Cancelled, or when `caller`
   /// dies of a signal, it returns EINTR and the commit goes on.
-  Task<void> commit(LoopContext& at, Credentials who, FilePtr file, pid_t caller);
-  std::shared_ptr<Signal> start_commit(LoopContext& at, Credentials who, const FilePtr& file);
-  awaitable<void> run_commits(LoopContext& at, Credentials who, FilePtr file,
-                              std::shared_ptr<CommitJob> job);
-  Task<void> commit_once(LoopContext& at, Credentials who, FilePtr file);
+  /// Of what a writer writes: the commit is that writer's, with the rights of when it was opened.
+  void note_writer(FileState& file, const Credentials& who, LogIndex change);
+  Task<void> commit(LoopContext& at, FilePtr file, pid_t caller);
+  std::shared_ptr<Signal> start_commit(LoopContext& at, const FilePtr& file);
+  awaitable<void> run_commits(LoopContext& at, FilePtr file, std::shared_ptr<CommitJob> job);
+  Task<void> commit_once(LoopContext& at, FilePtr file);
   /// `kill`: it was to clear setuid and setgid.
-  Task<void> commit_now(LoopContext& at, Credentials who, FilePtr file, bool& kill);
-  Task<void> send_times(LoopContext& at, Credentials who, FilePtr file, CommitInput input,
+  Task<void> commit_now(LoopContext& at, FilePtr file, bool& kill);
+  Task<void> send_times(LoopContext& at, FilePtr file, CommitInput input,
                         std::int64_t backing_mtime_ns);
   /// What is left to do before the commit is answered: names that lead to another node.
   NodeTable::Invalidation after_commit(const FilePtr& file, const MutationReply& reply,
@@ -448,8 +468,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<void> refused(LoopContext& at, FilePtr file, CachePin copy, std::error_code error);
   /// An earlier commit of the copy took effect and its answer was lost: the newest version has its
   /// bytes. Notes it clean. Errors: kStaleBase if the newest version is another's.
-  Task<MutationReply> committed_before(LoopContext& at, CachePin copy, CachedCopy::After after);
-  Task<void> settle_committed(LoopContext& at, FilePtr file, CachePin copy, MutationReply reply);
+  Task<void> settle_committed(LoopContext& at, FilePtr file, CachePin copy,
+                              CachedCopy::After after);
   Task<void> set_aside(LoopContext& at, FilePtr file, CachePin copy, const char* why);
   bool surely_clean(const Handle& open);
   awaitable<void> commit_files(LoopContext& at, Duration timeout,
@@ -483,7 +503,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   /// Changes of an owner's locks that nobody waited for when they were begun.
   struct Settling {
     std::size_t running = 0;
+    std::size_t releases = 0;  // among them: what close and exit have left behind
     std::vector<std::shared_ptr<Signal>> waiters;
+    std::vector<std::shared_ptr<Signal>> release_waiters;
   };
   using LockKey = std::tuple<InodeId, LockSpace, std::uint64_t>;  // the owner's number
   Mutex settling_mutex_;

@@ -177,7 +177,7 @@ Task<void> FileSystem::do_lock(LoopContext& at, Credentials who, FilePtr file, L
   FM_CO_CHECK(co_await settled(at, op));
   // Changing a write lock into a read lock lets others read: what was written is to be seen.
   if (asked.type == LockType::kShared && releases_write(asked)) {
-    FM_CO_CHECK(co_await commit(at, who, file, caller));
+    FM_CO_CHECK(co_await commit(at, file, caller));
   }
   file->holds.fetch_add(1);  // the open has one
   background(at, "lock", run_lock(at, who, file, op, job));
@@ -187,7 +187,7 @@ Task<void> FileSystem::do_lock(LoopContext& at, Credentials who, FilePtr file, L
     co_return fermata::Status{};
   }
   job->given_up = true;
-  begin_settling(asked);
+  begin_settling(asked, Settles::kRequest);
   if (asked.ticket != 0) background(at, "give up lock", give_up_lock(at, asked));
   co_return from_errno(EINTR);
 }
@@ -204,7 +204,8 @@ asio::awaitable<void> FileSystem::run_lock(LoopContext& at, Credentials who, Fil
   const auto in_the_way = [&] { return locks_.in_the_way(op.inode, op.space, wanted); };
   if (!granted && would_wait(granted.error()) && op.ticket == 0 && in_the_way()) {
     (void)co_await settle_releases(at, op.inode);
-    if (!in_the_way()) granted = co_await try_lock(at, who, file, op, job->through);
+    if (!in_the_way() && !job->given_up)
+      granted = co_await try_lock(at, who, file, op, job->through);
   }
   while (!granted && would_wait(granted.error()) && op.ticket != 0 && !job->given_up) {
     const auto turn = co_await at.client->wait_lock(op, job->detect_deadlock);
@@ -228,18 +229,24 @@ asio::awaitable<void> FileSystem::run_lock(LoopContext& at, Credentials who, Fil
     (void)co_await restore_locks(at, who, file, op, *granted);
   }
   job->ended = true;
-  if (job->given_up) end_settling(op);
+  if (job->given_up) end_settling(op, Settles::kRequest);
   job->finished->set({});
 }
 
-// One attempt. The answer: what the owner held on the file before.
-Task<LockList> FileSystem::try_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
-                                    std::uint64_t through) {
+// One attempt.
+Task<FileSystem::Grant> FileSystem::try_lock(LoopContext& at, Credentials who, FilePtr file,
+                                             LockOp op, std::uint64_t through) {
   FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
-  co_return co_await change_lock(at, who, std::move(op), through);
+  Grant grant;
+  const InodeId inode = op.inode;
+  const LockSpace space = op.space;
+  const std::uint64_t owner = op.owner;
+  FM_CO_TRY(grant.before, co_await change_lock(at, who, std::move(op), through));
+  grant.after = locks_.of_owner(inode, space, owner);
+  co_return grant;
 }
 
-// The same, inside the gate.
+// Inside the gate. The answer: what the owner held on the file before.
 Task<LockList> FileSystem::change_lock(LoopContext& at, Credentials who, LockOp op,
                                        std::uint64_t through) {
   const LockList before = locks_.of_owner(op.inode, op.space, op.owner);
@@ -269,11 +276,12 @@ Task<LockList> FileSystem::change_lock(LoopContext& at, Credentials who, LockOp 
 
 // Undoes a request that was granted when nobody waited for it any more, or that is of no use.
 Task<void> FileSystem::restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op,
-                                     LockList before) {
+                                     Grant grant) {
   FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
-  // The file was closed, or all was released, in between.
-  if (!locks_.holds(op.inode, op.space, op.owner)) co_return fermata::Status{};
-  for (const LockOp& back : undo_of(op, before)) {
+  // The file was closed, or another thread of the owner has locked or unlocked, in between: its
+  // answer stands, and cannot be told apart from what this request has got.
+  if (locks_.of_owner(op.inode, op.space, op.owner) != grant.after) co_return fermata::Status{};
+  for (const LockOp& back : undo_of(op, grant.before)) {
     const auto done = co_await change_lock(at, who, back, 0);
     if (done) continue;
     spdlog::warn("inode {}: a lock could not be put back after an interrupted request: {}",
@@ -287,7 +295,7 @@ Task<void> FileSystem::restore_locks(LoopContext& at, Credentials who, FilePtr f
 // never will be.
 void FileSystem::settle_doubt(LoopContext& at, const FilePtr& file, LockOp op) {
   file->holds.fetch_add(1);  // the caller has one
-  begin_settling(op);
+  begin_settling(op, Settles::kRequest);
   background(at, "settle lock", settle_doubt_behind(at, file, std::move(op)));
 }
 
@@ -302,7 +310,7 @@ asio::awaitable<void> FileSystem::settle_doubt_behind(LoopContext& at, FilePtr f
     const std::error_code stop = co_await at.env->sleep_for(kPause);
     if (stop) break;  // the mount ends, and its session with it
   }
-  end_settling(op);
+  end_settling(op, Settles::kRequest);
 }
 
 Task<void> FileSystem::make_as_noted(LoopContext& at, FilePtr file, LockOp op) {

@@ -35,7 +35,7 @@ Task<void> FileSystem::do_unlock(LoopContext& at, Credentials who, FilePtr file,
   fermata::Status committed;
   if (!what.behind) committed = co_await settled(at, op);
   const bool commits = what.dirty || releases_write(op);
-  if (committed && commits) committed = co_await commit(at, who, file, what.caller);
+  if (committed && commits) committed = co_await commit(at, file, what.caller);
   if (!committed && !what.behind && was_cut_short(committed.error())) {
     // Its caller is being killed. The commit goes on, and the lock is kept until it has ended.
     release_behind(at, file, std::move(what));
@@ -132,37 +132,53 @@ void FileSystem::release_behind(LoopContext& at, const FilePtr& file, Unlock wha
   what.behind = true;
   what.caller = 0;
   file->holds.fetch_add(1);
-  begin_settling(what.op);
+  begin_settling(what.op, Settles::kRelease);
   background(at, "release lock", unlock_behind(at, file, std::move(what)));
 }
 
 asio::awaitable<void> FileSystem::unlock_behind(LoopContext& at, FilePtr file, Unlock what) {
   Hold hold(this, file);
   const Credentials nobody;
-  const LockOp op = what.op;
-  const auto released = co_await do_unlock(at, nobody, file, std::move(what));
-  if (!released) {
-    spdlog::warn("inode {}: a lock could not be released: {}", file->inode.value(),
-                 released.error().message());
+  LockOp op = what.op;
+  const std::uint64_t through = what.through;
+  auto released = co_await do_unlock(at, nobody, file, std::move(what));
+  op.ticket = 0;
+  // Its owner is gone: nobody else would release it before the mount ends.
+  constexpr auto kPause = std::chrono::milliseconds(500);
+  for (bool said = false; !released && locks_.holds(op.inode, op.space, op.owner);) {
+    if (!std::exchange(said, true)) {
+      spdlog::warn("inode {}: a lock could not be released yet: {}", file->inode.value(),
+                   released.error().message());
+    }
+    const std::error_code stop = co_await at.env->sleep_for(kPause);
+    if (stop) break;  // the mount ends, and its session with it
+    released = co_await unlock(at, nobody, file, op, through);
+    if (!released && released.error() == std::errc::no_such_file_or_directory) break;
   }
-  end_settling(op);
+  end_settling(op, Settles::kRelease);
 }
 
 // --- what nobody waits for -----------------------------------------------------------------------
 
-void FileSystem::begin_settling(const LockOp& op) {
+void FileSystem::begin_settling(const LockOp& op, Settles what) {
   MutexLock lock(settling_mutex_);
-  ++settling_[{op.inode, op.space, op.owner}].running;
+  Settling& settling = settling_[{op.inode, op.space, op.owner}];
+  ++settling.running;
+  if (what == Settles::kRelease) ++settling.releases;
 }
 
-void FileSystem::end_settling(const LockOp& op) {
+void FileSystem::end_settling(const LockOp& op, Settles what) {
   std::vector<std::shared_ptr<Signal>> waiters;
   {
     MutexLock lock(settling_mutex_);
     const auto found = settling_.find({op.inode, op.space, op.owner});
-    if (--found->second.running != 0) return;
-    waiters.swap(found->second.waiters);
-    settling_.erase(found);
+    Settling& settling = found->second;
+    if (what == Settles::kRelease && --settling.releases == 0)
+      waiters.swap(settling.release_waiters);
+    if (--settling.running == 0) {
+      waiters.insert(waiters.end(), settling.waiters.begin(), settling.waiters.end());
+      settling_.erase(found);
+    }
   }
   for (const auto& waiter : waiters) waiter->set({});
 }
@@ -178,8 +194,16 @@ Task<void> FileSystem::settled(LoopContext& at, LockOp op) {
       if (found == settling_.end()) co_return fermata::Status{};
       found->second.waiters.push_back(passed);
     }
-    if (const auto error = co_await passed->wait()) co_return error;
+    const auto error = co_await bounded(*passed);
+    if (error) co_return error;
   }
+}
+
+// A soft mount waits for nothing longer than it would for the servers.
+asio::awaitable<std::error_code> FileSystem::bounded(Signal& signal) {
+  if (!options_.patience) co_return co_await signal.wait();
+  const auto result = co_await signal.wait_for(*options_.patience);
+  co_return result ? *result : std::make_error_code(std::errc::timed_out);
 }
 
 // close(2) does not wait for its RELEASE, so a lock may still be here whose file was closed before
@@ -196,13 +220,15 @@ Task<void> FileSystem::settle_releases(LoopContext& at, InodeId inode) {
   {
     MutexLock lock(settling_mutex_);
     for (auto& [key, settling] : settling_) {
-      if (std::get<InodeId>(key) != inode) continue;
+      // Not for what was given up: that one may be waiting here as well.
+      if (std::get<InodeId>(key) != inode || settling.releases == 0) continue;
       released.push_back(std::make_shared<Signal>(at.env->executor()));
-      settling.waiters.push_back(released.back());
+      settling.release_waiters.push_back(released.back());
     }
   }
   for (const auto& each : released) {
-    if (const auto error = co_await each->wait()) co_return error;
+    const auto error = co_await bounded(*each);
+    if (error) co_return error;
   }
   co_return fermata::Status{};
 }

@@ -5,6 +5,21 @@
 #include "mountd/fs/file_system.h"
 
 namespace fermata::mountd {
+namespace {
+
+/// One more, as long as it lives.
+class Counted {
+ public:
+  explicit Counted(std::atomic<std::uint32_t>& count) : count_(count) { count_.fetch_add(1); }
+  ~Counted() { count_.fetch_sub(1); }
+  Counted(const Counted&) = delete;
+  Counted& operator=(const Counted&) = delete;
+
+ private:
+  std::atomic<std::uint32_t>& count_;
+};
+
+}  // namespace
 
 // The open copy becomes the newest version, under its users' feet. Local work that no commit has
 // taken stays: then the last close wins, as without locks.
@@ -20,6 +35,7 @@ Task<void> FileSystem::update_in_place(LoopContext& at, Credentials who, FilePtr
            !copy->updating();
   };
   if (is_newest()) co_return fermata::Status{};
+  const Counted asked(file->updates_asked);
   FM_CO_TRY(const auto still, co_await file->content_gate.enter());
   FM_CO_TRY(const auto pass, co_await file->gate.enter());
   {

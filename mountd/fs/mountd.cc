@@ -99,6 +99,8 @@ std::string Mountd::open_session() {
   fs.passthrough = options_.passthrough;
   fs.attr_timeout = options_.attr_timeout;
   fs.entry_timeout = options_.entry_timeout;
+  fs.identity = options_.identity;
+  if (options_.soft) fs.patience = options_.soft_timeout;
   fs_ = std::make_unique<FileSystem>(std::move(contexts), session_, fs);
   Loop& first = parts_.front();
   keeper_ =
@@ -183,6 +185,8 @@ std::size_t Mountd::stop(Duration patience) {
     fuse_->stop();
     const Duration left = until - std::chrono::steady_clock::now();
     if (patience > Duration{0}) failed = commit_all(std::max(left, patience / 4)).get();
+    // Also what recovery has not reached. Set aside as a conflict is another matter: that is said.
+    if (store_) failed = store_->stats().dirty_files;
     if (failed != 0) {
       spdlog::error(
           "{} files could not be committed: they stay in {} and are committed at the next mount",

@@ -119,7 +119,7 @@ Task<Entry> FileSystem::do_create(LoopContext& at, Credentials who, NodeHandle p
   const bool kept =
       table_.set_entry(*directory, name, reply.attr->inode, reply.stamp, reply.parent_leased, kOwn);
   Entry entry = entry_of(view);
-  entry.entry_timeout = entry_timeout(kept);
+  entry.entry_timeout = entry_timeout(*directory, kept);
   co_return entry;
 }
 
@@ -152,7 +152,7 @@ Task<Entry> FileSystem::name_file(LoopContext& at, Credentials who, NodeHandle n
     if (file->let_go) co_return std::errc::no_such_file_or_directory;
     file->naming.fetch_add(1);
   }
-  const auto committed = co_await commit(at, who, file, caller);
+  const auto committed = co_await commit(at, file, caller);
   Result<Entry> entry = committed ? from_errno(EIO) : committed.error();
   if (committed) entry = co_await add_name(at, who, node, parent, std::move(name));
   if (entry) file->linkable = false;
@@ -185,7 +185,7 @@ Task<Entry> FileSystem::add_name(LoopContext& at, Credentials who, NodeHandle no
   const bool kept =
       table_.set_entry(*directory, name, *inode, reply.stamp, reply.parent_leased, kOwn);
   Entry entry = entry_of(view);
-  entry.entry_timeout = entry_timeout(kept);
+  entry.entry_timeout = entry_timeout(*directory, kept);
   co_return entry;
 }
 

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
 
+#include "common/access/access.h"
 #include "common/base/assert.h"
 #include "mountd/fs/attributes.h"
 #include "mountd/fs/fetch.h"
@@ -26,12 +27,17 @@ FileSystem::OpenWish FileSystem::wish_of(int flags, bool kill) {
   wish.writable = (flags & O_ACCMODE) != O_RDONLY || wish.truncate;
   wish.no_atime = (flags & O_NOATIME) != 0;
   wish.kill_suidgid = kill;
+  constexpr int kExecutes = 0x20;  // __FMODE_EXEC of include/linux/fs.h
+  const int access = flags & O_ACCMODE;
+  if (access != O_WRONLY) wish.rights |= (flags & kExecutes) != 0 ? kMayExecute : kMayRead;
+  if (access != O_RDONLY || wish.truncate) wish.rights |= kMayWrite;
   return wish;
 }
 
 void FileSystem::open(Ctx ctx, NodeHandle node, const OpenRequest& request, OpenReply reply) {
-  const OpenWish wish = wish_of(request.flags, request.kill_suidgid);
+  OpenWish wish = wish_of(request.flags, request.kill_suidgid);
   if (wish.writable && options_.read_only) return reply.error(EROFS);
+  wish.squashed = options_.identity.squashes(ctx.uid);
   {
     const auto view = table_.hold(node);
     if (!view) return reply.error(ESTALE);
@@ -49,7 +55,7 @@ void FileSystem::open(Ctx ctx, NodeHandle node, const OpenRequest& request, Open
 
 std::optional<OpenResult> FileSystem::open_attached(const View& view, const OpenWish& wish) {
   FileState& file = *view.file;
-  if (!view.current || wish.truncate || wish.kill_suidgid) return std::nullopt;
+  if (!view.current || wish.truncate || wish.kill_suidgid || wish.squashed) return std::nullopt;
   const bool sticky = file.sticky.load();
   const bool valid = view.attr_valid && view.version == view.attr.version;
   if (!sticky && !valid) return std::nullopt;
@@ -79,9 +85,11 @@ Task<OpenResult> FileSystem::do_open(LoopContext& at, Credentials who, NodeHandl
 
 Task<OpenResult> FileSystem::open_held(LoopContext& at, Credentials who, NodeHandle node,
                                        FilePtr file, OpenWish wish) {
+  if (!wish.create) FM_CO_CHECK(co_await check_squashed(at, who, node, wish.rights, wish.squashed));
   FM_CO_TRY(const auto pass, co_await file->gate.enter());
   FM_CO_CHECK(co_await attach_content(at, who, node, file, !wish.truncate, !wish.writable));
   if (wish.writable) {
+    if (const auto view = table_.find(node)) note_writer(*file, who, view->attr.change);
     const auto ready = co_await prepare_writer(at, file, wish);
     if (!ready) {
       drop_unfilled(file);
@@ -654,8 +662,7 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
     }
     pass->release();
     still->release();
-    const Credentials nobody;
-    const auto committed = co_await commit(at, nobody, file, 0);
+    const auto committed = co_await commit(at, file, 0);
     if (!committed) co_return;
   }
 }

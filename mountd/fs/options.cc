@@ -19,6 +19,14 @@ bool parse_seconds(const std::string& text, std::chrono::nanoseconds& to) {
   return true;
 }
 
+bool parse_id(const std::string& text, std::uint32_t& to) {
+  std::uint32_t id = 0;
+  const auto [at, error] = std::from_chars(text.data(), text.data() + text.size(), id);
+  if (error != std::errc{} || at != text.data() + text.size() || id == UINT32_MAX) return false;
+  to = id;
+  return true;
+}
+
 std::string apply_one(MountdOptions& to, const std::string& name, const std::string& value,
                       bool has_value) {
   static const std::map<std::string, std::function<void(MountdOptions&)>> kFlags = {
@@ -38,6 +46,9 @@ std::string apply_one(MountdOptions& to, const std::string& name, const std::str
       {"nopassthrough", [](MountdOptions& o) { o.passthrough = false; }},
       {"hard", [](MountdOptions& o) { o.soft = false; }},
       {"soft", [](MountdOptions& o) { o.soft = true; }},
+      {"no_root_squash", [](MountdOptions& o) { o.identity.squash = Squash::kNone; }},
+      {"root_squash", [](MountdOptions& o) { o.identity.squash = Squash::kRoot; }},
+      {"all_squash", [](MountdOptions& o) { o.identity.squash = Squash::kAll; }},
       {"allow_other", [](MountdOptions&) {}},          // always so
       {"default_permissions", [](MountdOptions&) {}},  // always so
   };
@@ -45,6 +56,20 @@ std::string apply_one(MountdOptions& to, const std::string& name, const std::str
     if (has_value) return "mount option " + name + " takes no value";
     flag->second(to);
     return {};
+  }
+  if (name == "anonuid" || name == "anongid") {
+    std::uint32_t& id = name == "anonuid" ? to.identity.nobody_uid : to.identity.nobody_gid;
+    if (!parse_id(value, id))
+      return "mount option " + name + " wants a number, not \"" + value + "\"";
+    return {};
+  }
+  if (name == "map_uid" || name == "map_gid") {
+    IdMap& map = name == "map_uid" ? to.identity.users : to.identity.groups;
+    if (map.add(value)) return {};
+    return "mount option " + name +
+           " wants LOCAL:CLUSTER or LOCAL:CLUSTER:COUNT that overlaps with "
+           "no other, not \"" +
+           value + "\"";
   }
   std::chrono::nanoseconds seconds{};
   if (name == "cache-size") {

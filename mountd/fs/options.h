@@ -8,6 +8,7 @@
 
 #include "common/base/result.h"
 #include "mountd/fs/atime.h"
+#include "mountd/fs/identity.h"
 
 namespace fermata::mountd {
 
@@ -34,6 +35,7 @@ struct MountdOptions {
   std::chrono::seconds soft_timeout{30};
   std::chrono::nanoseconds attr_timeout = std::chrono::hours(1);
   std::chrono::nanoseconds entry_timeout = std::chrono::hours(1);
+  Identity identity;
 };
 
 /// Takes one -o argument ("ro,attr_timeout=5"). The error is a sentence for the user; empty is

@@ -153,6 +153,7 @@ Task<Attempt> send(Env& env, ClusterClient& client, const CommitInput& input, Ch
   op.mtime = input.mtime;
   op.atime = input.atime;
   op.clear_suid_sgid = input.clear_suid_sgid;
+  op.opened = input.opened;
   // For people: of a path that no open(2) would take, the end.
   const auto& hint = input.path_hint;
   op.path_hint = hint.size() <= kPathMax ? hint : hint.substr(hint.size() - kPathMax);

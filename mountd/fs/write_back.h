@@ -36,6 +36,7 @@ CommitPlan plan_commit(const ChangeScan& scan, const std::vector<ChunkId>& base_
 struct CommitInput {
   CachePin copy;
   Credentials cred;
+  LogIndex opened;  ///< as CommitOp's
   Timestamp mtime;
   std::optional<Timestamp> atime;
   bool clear_suid_sgid = false;

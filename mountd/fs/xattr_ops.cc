@@ -1,6 +1,7 @@
 // Extended attributes: all of an inode's are fetched and cached together.
 #include <sys/xattr.h>
 
+#include "common/access/access.h"
 #include "mountd/fs/caller.h"
 #include "mountd/fs/file_system.h"
 
@@ -8,9 +9,8 @@ namespace fermata::mountd {
 namespace {
 
 constexpr std::string_view kPrefixes[] = {"user.", "trusted.", "security."};
-constexpr std::string_view kAcls[] = {"system.posix_acl_access", "system.posix_acl_default"};
 
-bool is_acl(std::string_view name) { return name == kAcls[0] || name == kAcls[1]; }
+bool is_acl(std::string_view name) { return name == kAclAccess || name == kAclDefault; }
 
 /// 0, or the errno of a name that no file has. Who may use which namespace is the kernel's to say.
 /// An ACL that the kernel does not obey is refused rather than stored.
@@ -57,30 +57,44 @@ void FileSystem::getxattr(Ctx ctx, NodeHandle node, std::string_view name, Xattr
   if (const int error = error_of(name, acls_)) return reply.error(error);
   const auto inode = table_.inode_of(node);
   if (!inode) return reply.error(ESTALE);
-  if (const auto cached = table_.xattrs(*inode)) {
+  const bool squashed = options_.identity.squashes(ctx.uid);
+  if (squashed && name.starts_with("trusted.")) return reply.error(ENODATA);  // xattr(7)
+  const auto cached = table_.xattrs(*inode);
+  if (cached && !squashed) {
     const auto found = cached->find(std::string(name));
     if (found == cached->end()) return reply.error(ENODATA);
-    return reply.value(as_bytes(found->second));
+    return reply.value(as_bytes(shown(name, found->second)));
   }
-  auto task = do_getxattr(at(reply), cred(ctx), node, std::string(name));
+  auto task = do_getxattr(at(reply), cred(ctx), node, std::string(name), squashed);
   run_request(ctx, std::move(reply), std::move(task), kAnswerText);
 }
 
+/// An xattr as it is to be seen here.
+std::string FileSystem::shown(std::string_view name, const std::string& value) const {
+  return is_acl(name) && options_.identity.maps() ? options_.identity.acl_to_local(value) : value;
+}
+
 Task<std::string> FileSystem::do_getxattr(LoopContext& at, Credentials who, NodeHandle node,
-                                          std::string name) {
+                                          std::string name, bool squashed) {
+  if (name.starts_with("user."))
+    FM_CO_CHECK(co_await check_squashed(at, who, node, kMayRead, squashed));
   FM_CO_TRY(const auto all, co_await all_xattrs(at, who, node));
   const auto found = all->find(name);
   if (found == all->end()) co_return std::errc::no_message_available;
-  co_return found->second;
+  co_return shown(name, found->second);
 }
 
 void FileSystem::listxattr(Ctx ctx, NodeHandle node, XattrReply reply) {
   const auto inode = table_.inode_of(node);
   if (!inode) return reply.error(ESTALE);
+  // A squashed root is not asked for the capabilities that it has here.
+  const bool squashed = options_.identity.squashes(ctx.uid);
+  const pid_t caller = squashed ? 0 : ctx.pid;
+  const uid_t user = squashed ? options_.identity.nobody_uid : ctx.uid;
   if (const auto cached = table_.xattrs(*inode)) {
-    return reply.value(as_bytes(names_of(*cached, ctx.uid, ctx.pid)));
+    return reply.value(as_bytes(names_of(*cached, user, caller)));
   }
-  auto task = do_listxattr(at(reply), cred(ctx), node, ctx.pid);
+  auto task = do_listxattr(at(reply), cred(ctx), node, caller);
   run_request(ctx, std::move(reply), std::move(task), kAnswerText);
 }
 
@@ -98,6 +112,8 @@ void FileSystem::setxattr(Ctx ctx, NodeHandle node, const SetXattr& what, Status
   SetXattrOp op;
   op.name = what.name;
   op.value = as_text(what.value);
+  if (is_acl(what.name) && options_.identity.maps())
+    op.value = options_.identity.acl_to_cluster(op.value);
   if ((what.flags & XATTR_CREATE) != 0) op.flags |= SetXattrOp::kCreate;
   if ((what.flags & XATTR_REPLACE) != 0) op.flags |= SetXattrOp::kReplace;
   op.clear_sgid = what.kill_sgid;

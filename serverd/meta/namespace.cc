@@ -149,6 +149,7 @@ Result<std::vector<std::optional<CommandResult>>> Namespace::apply_entries(
   std::vector<LogIndex> digests;
   std::size_t ended_written = 0;  // of `ended`
   LogIndex previous = before;
+  Status written;
   for (std::size_t i = 0; i < batch.size(); ++i) {
     const Entry& entry = batch[i];
     if (entry.index <= before) continue;
@@ -160,7 +161,8 @@ Result<std::vector<std::optional<CommandResult>>> Namespace::apply_entries(
       txn.rollback();
     results[i] = result;
     if (std::holds_alternative<DigestCommand>(entry.command.body)) {
-      FM_CHECK(write(txn, entry.index));  // a cut right here
+      written = write(txn, entry.index);  // a cut right here
+      if (!written) break;
       digests_->order(entry.index, store_.snapshot());
       digests.push_back(entry.index);
       ended_written = ended.size();
@@ -168,7 +170,7 @@ Result<std::vector<std::optional<CommandResult>>> Namespace::apply_entries(
   }
   FM_ASSERT(previous <= last);
   auto events = txn.take_chunk_events();
-  const Status written = applied_index() < last ? write(txn, last) : Status();
+  if (written && applied_index() < last) written = write(txn, last);
   if (!written) {
     // Up to a digest's order it is done.
     const bool partly = written.error() == std::errc::no_space_on_device && !digests.empty();

@@ -5,11 +5,10 @@
 // come in the command or from counters in the state, digest() proves it. Each command's effects,
 // its result in the duplicate-request table and the applied index are one atomic write. An
 // overwritten or removed record moves to history under the index that ended it, so reads "as of" an
-// index are possible; see docs/format/meta.md. Leases, durability of chunks and who may call are
+// index are possible; see docs/format/meta.md. Leases and durability of chunks are
 // decided elsewhere.
 //
-// Access is checked by the clients' kernels (default_permissions) for now; the credentials in a
-// command are for enforcement here, which comes with access control.
+// A client's mutation is checked against the credentials in its command when it is applied.
 //
 // Thread-safety: apply() and reads on the node's executor; flush() and checkpoint() may run on
 // another thread beside them; install() beside reads, not beside apply(). Digest work runs

@@ -94,6 +94,23 @@ Result<std::vector<Txn::Record>> Txn::scan(Family family, std::string_view lower
   return records;
 }
 
+// As value_at() (past.h), this batch's writes included.
+Result<std::optional<std::string>> Txn::get_at(Family family, std::string_view key, LogIndex at) {
+  const std::string first = history_key(family, key, at.next());
+  const std::string end = prefix_end(std::string_view(first).substr(0, first.size() - 8));
+  FM_TRY(auto ended, scan(Family::kHistory, first, end, 1));
+  std::optional<std::string> value;
+  if (!ended.empty()) {
+    value = std::move(ended.front().value);
+  } else {
+    FM_TRY(value, get(family, key));
+  }
+  if (!value) return value;
+  FM_TRY(const LogIndex since, since_of(*value));
+  if (since > at) value.reset();
+  return value;
+}
+
 KvBatch Txn::take_batch(LogIndex applied) {
   state_.applied = applied;
   KvBatch batch;

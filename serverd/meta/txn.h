@@ -66,6 +66,8 @@ class Txn {
 
   // ---- raw
   Result<std::optional<std::string>> get(Family family, std::string_view key);
+  /// Of a record with history: the value in force after `at` was applied.
+  Result<std::optional<std::string>> get_at(Family family, std::string_view key, LogIndex at);
   void put(Family family, std::string key, std::string value) {
     set(family, std::move(key), std::move(value));
   }

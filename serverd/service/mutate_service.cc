@@ -117,12 +117,15 @@ asio::awaitable<void> MutateService::run(std::shared_ptr<Flight> flight) {
 
 Task<CommandResult> MutateService::execute(std::shared_ptr<Flight> flight) {
   const Mutation& op = flight->request.op;
+  bool unlocks = false;
   if (const auto* lock = std::get_if<LockOp>(&op)) {
     if (!node_.locks->is_turn_of(flight->request.session, *lock))
       co_return refused(std::make_error_code(std::errc::resource_unavailable_try_again));
+    unlocks = lock->type == LockType::kUnlock;  // small, and no more of them than locks
   }
   const bool wants_room = takes_room(op);
-  if (const auto room = wants_room ? node_.space->room() : node_.space->room_to_free(); !room) {
+  if (const auto room = wants_room ? node_.space->room() : node_.space->room_to_free();
+      !room && !unlocks) {
     if (room.error() != std::errc::no_space_on_device) co_return room.error();
     node_.count("mutations_without_room");
     co_return refused(room.error());

@@ -32,6 +32,41 @@ Response answer(const Reply& reply) {
 
 }  // namespace
 
+Result<Permissions> ReadService::permissions(const Attr& attr) const {
+  Permissions out{attr.type, attr.mode, attr.uid, attr.gid};
+  if (attr.no_xattrs) return out;
+  FM_TRY(const auto xattrs, node_.ns->xattrs(attr.inode));
+  if (const auto acl = xattrs.find(std::string(kAclAccess)); acl != xattrs.end()) {
+    auto parsed = parse_acl(acl->second);
+    if (!parsed) return Errc::kCorruptStore;
+    out.acl = std::move(*parsed);
+  }
+  return out;
+}
+
+Status ReadService::check_search(const Credentials& who, InodeId directory) const {
+  if (is_superuser(who)) return {};
+  FM_TRY(const auto attr, node_.ns->attr(directory));
+  FM_TRY(const auto rights, permissions(attr));
+  return may(who, rights, kMayExecute) ? Status() : Status(std::errc::permission_denied);
+}
+
+// open(2) has checked before what it is for; of whom it lets in nobody can be sure to read: a file
+// may be written, or executed, by who may not read it. The owner may always have it open.
+Status ReadService::check_content(const Credentials& who, const Attr& attr) const {
+  if (owns(who, attr.uid)) return {};
+  FM_TRY(const auto rights, permissions(attr));
+  for (const std::uint32_t right : {kMayRead, kMayWrite, kMayExecute})
+    if (may(who, rights, right)) return {};
+  return std::errc::permission_denied;
+}
+
+Status ReadService::check_list(const Credentials& who, const Attr& directory) const {
+  if (owns(who, directory.uid)) return {};  // who opened it before a chmod goes on
+  FM_TRY(const auto rights, permissions(directory));
+  return may(who, rights, kMayRead) ? Status() : Status(std::errc::permission_denied);
+}
+
 SessionId ReadService::grantee(const ReadHeader& header) const {
   return check_session(node_, header.session, header.epoch) ? header.session : SessionId();
 }
@@ -44,6 +79,8 @@ asio::awaitable<Response> ReadService::lookup(Request request) {
   auto message = decode<LookupRequest>(request.body);
   if (!message) co_return failed(message.error());
   if (auto status = co_await readable(node_); !status) co_return refused(status.error());
+  if (auto allowed = check_search(message->header.cred, message->parent); !allowed)
+    co_return failed(allowed.error());
   auto entry = node_.ns->lookup(message->parent, message->name);
   if (!entry) co_return failed(entry.error());
   LookupReply reply;
@@ -78,6 +115,8 @@ asio::awaitable<Response> ReadService::readdir(Request request) {
   if (auto status = co_await readable(node_); !status) co_return refused(status.error());
   auto directory = node_.ns->attr(message->inode);
   if (!directory) co_return failed(directory.error());
+  if (auto allowed = check_list(message->header.cred, *directory); !allowed)
+    co_return failed(allowed.error());
 
   ReadDirReply reply;
   reply.stamp = node_.leases.next_stamp();
@@ -124,6 +163,8 @@ asio::awaitable<Response> ReadService::open(Request request) {
   }
   auto attr = node_.ns->attr(message->inode);
   if (!attr) co_return failed(attr.error());
+  if (auto allowed = check_content(message->header.cred, *attr); !allowed)
+    co_return failed(allowed.error());
   OpenReply reply;
   Response response;
   if (attr->type == FileType::kRegular && attr->version && attr->version != message->have) {
@@ -164,6 +205,10 @@ asio::awaitable<Response> ReadService::content(Request request) {
   auto message = decode<ContentRequest>(request.body);
   if (!message) co_return failed(message.error());
   if (auto status = co_await readable(node_); !status) co_return refused(status.error());
+  if (const auto attr = node_.ns->attr(message->inode)) {
+    if (auto allowed = check_content(message->header.cred, *attr); !allowed)
+      co_return failed(allowed.error());
+  }
   auto content = node_.ns->content_at(message->inode, message->version, message->first_chunk,
                                       kContentPayloadMax / kChunkRecordBytes);
   if (!content) co_return failed(content.error());

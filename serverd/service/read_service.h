@@ -4,6 +4,7 @@
 // Thread-safety: the node's executor.
 #pragma once
 
+#include "common/access/access.h"
 #include "serverd/service/node_context.h"
 
 namespace fermata::serverd {
@@ -24,6 +25,11 @@ class ReadService {
   /// Whom to grant leases: none if the header's session is not live.
   SessionId grantee(const ReadHeader& header) const;
   Response refused(std::error_code error) const;
+  Result<Permissions> permissions(const Attr& attr) const;
+  /// Of the caller, by the newest state. Errors: EACCES; ENOENT.
+  Status check_search(const Credentials& who, InodeId directory) const;
+  Status check_content(const Credentials& who, const Attr& attr) const;
+  Status check_list(const Credentials& who, const Attr& directory) const;
 
   NodeContext& node_;
 };

@@ -261,6 +261,8 @@ Outcome apply_op(OpContext& context, const CommitOp& op) {
   if (record.is_directory()) return refuse(std::errc::is_a_directory);
   if (record.type != FileType::kRegular) return refuse(std::errc::invalid_argument);
   if (op.size_bytes > kFileSizeMax) return refuse(std::errc::file_too_large);
+  FM_TRY(const auto denied, check_write(context, op.inode, record, op.opened));
+  if (denied) return refuse(denied);
   if (op.base != record.version) {
     const bool whole = op.whole || op.kind == CommitOp::Kind::kInline;
     if (!whole || !op.replace_newer) return refuse(Errc::kStaleBase);

@@ -26,6 +26,10 @@ Outcome found(const CreateOp& op, const Dirent& entry) {
   return result;
 }
 
+bool is_device(FileType type) {
+  return type == FileType::kCharDevice || type == FileType::kBlockDevice;
+}
+
 InodeRecord new_inode(const OpContext& context, const CreateOp& op, const InodeRecord& parent) {
   const bool directory = op.type == FileType::kDirectory;
   InodeRecord record;
@@ -35,7 +39,7 @@ InodeRecord new_inode(const OpContext& context, const CreateOp& op, const InodeR
   record.uid = op.uid;
   record.gid = group_in(parent, op.gid);
   if (directory && parent.mode & kSetGid) record.mode |= kSetGid;
-  if (op.type == FileType::kCharDevice || op.type == FileType::kBlockDevice) record.rdev = op.rdev;
+  if (is_device(op.type)) record.rdev = op.rdev;
   if (op.type == FileType::kSymlink) {
     record.symlink_target = op.symlink_target;
     record.size_bytes = op.symlink_target.size();
@@ -53,10 +57,17 @@ Outcome apply_op(OpContext& context, const CreateOp& op) {
   if (directory.refusal) return refuse(directory.refusal);
   InodeRecord& parent = directory.record;
   if (const auto bad = check_name(op.name)) return refuse(bad);
+  FM_TRY(auto denied, check_access(context, op.parent, parent, kMayExecute));
+  if (denied) return refuse(denied);
   FM_TRY(const auto existing, txn.dentry(op.parent, op.name));
   if (existing) return found(op, *existing);
   if (context.mutate.expected_inode) return refuse(Errc::kRetry);
   if (const auto bad = check_target(op)) return refuse(bad);
+  FM_TRY(denied, check_access(context, op.parent, parent, kMayWrite | kMayExecute));
+  if (denied) return refuse(denied);
+  const Credentials& who = context.command.cred;
+  if (is_device(op.type) && !is_superuser(who)) return refuse(std::errc::operation_not_permitted);
+  if (const auto bad = check_new_owner(who, op.uid, op.gid)) return refuse(bad);
   const bool is_directory = op.type == FileType::kDirectory;
   if (is_directory && parent.nlink >= kDirectoryLinksMax) return refuse(std::errc::too_many_links);
 
@@ -85,6 +96,10 @@ Outcome apply_op(OpContext& context, const CreateUnnamedOp& op) {
   Txn& txn = context.txn;
   FM_TRY(const auto directory, live_directory(txn, op.parent));
   if (directory.refusal) return refuse(directory.refusal);
+  FM_TRY(const auto denied,
+         check_access(context, op.parent, directory.record, kMayWrite | kMayExecute));
+  if (denied) return refuse(denied);
+  if (const auto bad = check_new_owner(context.command.cred, op.uid, op.gid)) return refuse(bad);
   const SessionId session = context.command.session;
   FM_TRY(const auto alive, txn.session(session));
   if (!alive) return refuse(Errc::kSessionExpired);

@@ -21,10 +21,14 @@ Outcome apply_op(OpContext& context, const LinkOp& op) {
   FM_TRY(auto directory, live_directory(txn, op.parent));
   if (directory.refusal) return refuse(directory.refusal);
   if (const auto bad = check_name(op.name)) return refuse(bad);
+  FM_TRY(auto denied, check_access(context, op.parent, directory.record, kMayExecute));
+  if (denied) return refuse(denied);
   FM_TRY(const auto existing, txn.dentry(op.parent, op.name));
   if (existing) return refuse(std::errc::file_exists);
   FM_TRY(auto record, txn.inode(op.inode));
   if (!record) return refuse(std::errc::no_such_file_or_directory);
+  FM_TRY(denied, check_access(context, op.parent, directory.record, kMayWrite | kMayExecute));
+  if (denied) return refuse(denied);
   if (record->is_directory()) return refuse(std::errc::operation_not_permitted);
   if (record->nlink == 0) {
     FM_TRY(const bool first, may_be_named(context, op.inode, *record));

@@ -9,6 +9,7 @@
 
 #include <string_view>
 
+#include "common/access/access.h"
 #include "serverd/meta/txn.h"
 
 namespace fermata::serverd {
@@ -95,6 +96,29 @@ void touch(InodeRecord& directory, Timestamp now);
 Timestamp changed_at(const InodeRecord& record, const Timestamp& mtime, const Timestamp& now);
 /// As a write or chown by one without CAP_FSETID: setuid, and setgid where the group may execute.
 void clear_suid_sgid(InodeRecord& record);
+
+// ---- access (access.cc): of the caller, by the state that the command meets
+/// EACCES, EPERM; false if there is nothing against it.
+struct Denial {
+  std::error_code code;
+  explicit operator bool() const { return static_cast<bool>(code); }
+};
+inline Outcome refuse(const Denial& denial) { return refuse(denial.code); }
+/// Everything in `wanted` (kMayRead, ...).
+Result<Denial> check_access(OpContext& context, InodeId inode, const InodeRecord& record,
+                            std::uint32_t wanted);
+/// An entry that leads to `entry` may be removed from the directory, or renamed.
+Result<Denial> check_removal(OpContext& context, InodeId directory_id, const InodeRecord& directory,
+                             const InodeRecord& entry);
+/// What a caller makes belongs to the caller, and to a group of the caller's.
+Denial check_new_owner(const Credentials& who, std::uint32_t uid, std::uint32_t gid);
+/// The caller may write now, or might when the file was opened: after log index `opened` (none:
+/// only now), as far as history reaches back. A descriptor keeps what open(2) has granted.
+Result<Denial> check_write(OpContext& context, InodeId inode, const InodeRecord& record,
+                           LogIndex opened);
+Result<Denial> check_setattr(OpContext& context, const SetAttrOp& op, const InodeRecord& record);
+Result<Denial> check_xattr_change(OpContext& context, InodeId inode, const InodeRecord& record,
+                                  std::string_view name);
 
 /// Takes one name away from a file, or the last one from an empty directory, and stores it: an
 /// orphan if sessions have it open, gone otherwise.

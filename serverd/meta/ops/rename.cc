@@ -31,6 +31,32 @@ Status store(Txn& txn, Parents& parents, Timestamp now) {
   return {};
 }
 
+// vfs_rename() of Linux, fs/namei.c: a directory that gets another parent is written to (its "..").
+Result<Denial> may_move(OpContext& context, const RenameOp& op, const InodeRecord& from,
+                        const InodeRecord& to, const Dirent& source,
+                        const std::optional<Dirent>& target) {
+  if (is_superuser(context.command.cred)) return Denial{};
+  FM_TRY(const InodeRecord moved, known_inode(context.txn, source.inode));
+  FM_TRY(auto denied, check_removal(context, op.parent, from, moved));
+  if (denied) return denied;
+  const bool same = op.parent == op.new_parent;
+  if (!target) {
+    FM_TRY(denied, check_access(context, op.new_parent, to, kMayWrite | kMayExecute));
+    if (denied) return denied;
+  } else {
+    FM_TRY(const InodeRecord replaced, known_inode(context.txn, target->inode));
+    FM_TRY(denied, check_removal(context, op.new_parent, to, replaced));
+    if (denied) return denied;
+    if (op.flags & RenameOp::kExchange && replaced.is_directory() && !same) {
+      FM_TRY(denied, check_access(context, target->inode, replaced, kMayWrite));
+      if (denied) return denied;
+    }
+  }
+  if (op.flags & RenameOp::kWhiteout) return Denial{};
+  if (moved.is_directory() && !same) return check_access(context, source.inode, moved, kMayWrite);
+  return Denial{};
+}
+
 Outcome exchange(OpContext& context, Parents& parents, Dirent source, Dirent target) {
   Txn& txn = context.txn;
   FM_TRY(InodeRecord moved, known_inode(txn, source.inode));
@@ -143,6 +169,10 @@ Outcome apply_op(OpContext& context, const RenameOp& op) {
   if (const auto bad = check_name(op.name)) return refuse(bad);
   if (const auto bad = check_name(op.new_name)) return refuse(bad);
 
+  FM_TRY(auto denied, check_access(context, op.parent, from.record, kMayExecute));
+  if (denied) return refuse(denied);
+  FM_TRY(denied, check_access(context, op.new_parent, to.record, kMayExecute));
+  if (denied) return refuse(denied);
   FM_TRY(const auto source, txn.dentry(op.parent, op.name));
   if (!source) return refuse(std::errc::no_such_file_or_directory);
   FM_TRY(const auto target, txn.dentry(op.new_parent, op.new_name));
@@ -162,6 +192,8 @@ Outcome apply_op(OpContext& context, const RenameOp& op) {
     result.inode = source->inode;
     return result;
   }
+  FM_TRY(denied, may_move(context, op, from.record, to.record, *source, target));
+  if (denied) return refuse(denied);
   Parents parents{op.parent, op.new_parent, std::move(from.record), std::move(to.record)};
   if (!exchanges) return move(context, op, parents, *source, target);
   if (source->inode != context.mutate.expected_inode ||

@@ -1,5 +1,4 @@
 // chmod, chown, utimensat. A new size is a commit: it makes a version.
-#include "serverd/meta/acl.h"
 #include "serverd/meta/ops/ops.h"
 
 namespace fermata::serverd {
@@ -23,6 +22,8 @@ Outcome apply_op(OpContext& context, const SetAttrOp& op) {
   Txn& txn = context.txn;
   FM_TRY(auto record, txn.inode(op.inode));
   if (!record) return refuse(std::errc::no_such_file_or_directory);
+  FM_TRY(const auto denied, check_setattr(context, op, *record));
+  if (denied) return refuse(denied);
   if (op.uid) record->uid = *op.uid;
   if (op.gid) record->gid = *op.gid;
   // A mode that comes along is the kernel's, which has cleared what a chown clears.

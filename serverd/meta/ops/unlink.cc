@@ -8,12 +8,16 @@ Outcome apply_op(OpContext& context, const UnlinkOp& op) {
   FM_TRY(auto directory, live_directory(txn, op.parent));
   if (directory.refusal) return refuse(directory.refusal);
   if (const auto bad = check_name(op.name)) return refuse(bad);
+  FM_TRY(auto denied, check_access(context, op.parent, directory.record, kMayExecute));
+  if (denied) return refuse(denied);
   FM_TRY(const auto entry, txn.dentry(op.parent, op.name));
   if (!entry) return refuse(std::errc::no_such_file_or_directory);
+  FM_TRY(auto record, known_inode(txn, entry->inode));
+  FM_TRY(denied, check_removal(context, op.parent, directory.record, record));
+  if (denied) return refuse(denied);
   if (entry->type == FileType::kDirectory) return refuse(std::errc::is_a_directory);
   if (entry->inode != context.mutate.expected_inode) return refuse(Errc::kRetry);
 
-  FM_TRY(auto record, known_inode(txn, entry->inode));
   FM_CHECK(txn.erase_dentry(op.parent, *entry));
   --directory.record.entries;
   touch(directory.record, context.now());

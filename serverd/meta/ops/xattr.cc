@@ -1,6 +1,5 @@
 // setxattr(2), removexattr(2), and the ACLs among them.
 #include "common/base/limits.h"
-#include "serverd/meta/acl.h"
 #include "serverd/meta/ops/ops.h"
 
 namespace fermata::serverd {
@@ -94,6 +93,8 @@ Outcome apply_op(OpContext& context, const SetXattrOp& op) {
   if (op.value.size() > kXattrValueMax) return refuse(std::errc::argument_list_too_long);
   FM_TRY(auto record, txn.inode(op.inode));
   if (!record) return refuse(std::errc::no_such_file_or_directory);
+  FM_TRY(const auto denied, check_xattr_change(context, op.inode, *record, op.name));
+  if (denied) return refuse(denied);
   if (is_acl(op.name)) return set_acl(context, op, std::move(*record));
   FM_TRY(const auto old, txn.xattr(op.inode, op.name));
   if (old && creates) return refuse(std::errc::file_exists);
@@ -109,6 +110,8 @@ Outcome apply_op(OpContext& context, const RemoveXattrOp& op) {
   if (const auto bad = check_xattr_name(op.name)) return refuse(bad);
   FM_TRY(auto record, txn.inode(op.inode));
   if (!record) return refuse(std::errc::no_such_file_or_directory);
+  FM_TRY(const auto denied, check_xattr_change(context, op.inode, *record, op.name));
+  if (denied) return refuse(denied);
   FM_TRY(const auto old, txn.xattr(op.inode, op.name));
   if (!old) return refuse(kNoData);
   FM_TRY(const bool fits, put_xattr(txn, op.inode, *record, op.name, std::nullopt));

@@ -36,6 +36,12 @@ TEST_CASE("ctl: a mount in use is not taken away, and what is not committed is s
   // No majority: this close waits, until its writer is killed.
   write_file(cluster.dir() + "/new", "new\n");
   (void)run("timeout -s KILL 1 cp " + cluster.dir() + "/new " + other + "/left");
+  for (int i = 0; i < 2; ++i) {  // also the second time
+    const RunResult refused =
+        run("timeout -s KILL 2 " + cluster.bin("fermata") + " umount --flush " + other);
+    CHECK(refused.exit_code != 0);
+    CHECK(run("grep -c " + other + " /proc/self/mounts").out == "1\n");
+  }
   const RunResult ended = cluster.fermata("umount " + other);
   CAPTURE(ended.out);
   CHECK(ended.exit_code == 1);

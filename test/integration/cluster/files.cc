@@ -74,6 +74,15 @@ std::string read_file(const std::string& path) {
   return fd.pread(static_cast<std::size_t>(st.st_size), 0);
 }
 
+int read_error(const std::string& path) {
+  try {
+    read_file(path);
+  } catch (const std::system_error& error) {
+    return error.code().value();
+  }
+  return 0;
+}
+
 struct stat stat_of(const std::string& path) {
   struct stat st {};
   if (::lstat(path.c_str(), &st) != 0) fail("lstat " + path);

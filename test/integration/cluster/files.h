@@ -16,6 +16,8 @@ void write_file(const std::string& path, const std::string& content);
 /// The errno of that, 0 for success.
 int write_error(const std::string& path, const std::string& content);
 std::string read_file(const std::string& path);
+/// The errno of opening and reading it to the end, 0 for success.
+int read_error(const std::string& path);
 /// A descriptor that closes itself.
 class Fd {
  public:

@@ -35,15 +35,6 @@ int fill(const Fd& fd, std::size_t size) {
   return 0;
 }
 
-int read_error(const std::string& path) {
-  try {
-    read_file(path);
-  } catch (const std::system_error& error) {
-    return error.code().value();
-  }
-  return 0;
-}
-
 TEST_CASE("faults: a full cache disk gives ENOSPC, keeps what is there and recovers", "[faults]") {
   FM_NEEDS_MOUNTS();
   const std::string options = GENERATE(std::string(), std::string("nopassthrough"));

@@ -360,5 +360,58 @@ TEST_CASE("locks: what several programs of a mount write is not kept from the ot
   }
 }
 
+TEST_CASE("locks: a request that is killed while another lock is in its way waits for nothing",
+          "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  write_file(a + "/f", "x");
+  Fd holder(a + "/f", O_RDWR);
+  REQUIRE(flock(holder.get(), LOCK_EX) == 0);
+  for (int round = 0; round < 3; ++round) {
+    CAPTURE(round);
+    // Several, which could wait for each other; their answers come when they are gone.
+    const auto nodes = [&](const char* signal) {
+      REQUIRE(run("for n in 1 2 3; do kill -" + std::string(signal) + " $(cat " + cluster.dir() +
+                  "/node$n.pid); done")
+                  .exit_code == 0);
+    };
+    nodes("STOP");
+    const RunResult killed =
+        run("for i in 1 2 3; do timeout -s KILL 1 flock -n " + a + "/f true & done; wait");
+    nodes("CONT");
+    REQUIRE(
+        eventually([&] { return cluster.fermata("status " + cluster.servers()).exit_code == 0; }));
+    const RunResult next = run("timeout 20 flock -n " + a + "/f true");
+    CAPTURE(killed.out, next.out);
+    REQUIRE(next.exit_code == 1);  // EWOULDBLOCK, and an answer
+    const RunResult query = run("timeout 20 flock -n " + a + "/f true");
+    REQUIRE(query.exit_code == 1);
+  }
+  REQUIRE(flock(holder.get(), LOCK_UN) == 0);
+  Fd next(a + "/f", O_RDWR);
+  CHECK(flock(next.get(), LOCK_EX | LOCK_NB) == 0);
+}
+
+TEST_CASE("locks: of a process that ended while a soft mount's servers were away go in the end",
+          "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster({3, true, "soft,soft_timeout=1"});
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  write_file(a + "/f", "x");
+  {
+    Fd holder(a + "/f", O_RDWR);
+    Fd process(a + "/f", O_RDWR);
+    REQUIRE(flock(holder.get(), LOCK_EX) == 0);
+    for (const int node : {1, 2}) cluster.kill_node(node);
+  }
+  // Longer than the mount is patient, and shorter than the session lives.
+  std::this_thread::sleep_for(3s);
+  for (const int node : {1, 2}) cluster.restart_node(node);
+  Fd other(b + "/f", O_RDWR);
+  CHECK(eventually([&] { return flock(other.get(), LOCK_EX | LOCK_NB) == 0; }, 8s));
+}
+
 }  // namespace
 }  // namespace fermata::test

@@ -526,6 +526,26 @@ TEST_CASE("CacheStore: a dropped copy serves those who hold it", "[mountd][cache
   CHECK_FALSE(fs::exists(path));
 }
 
+TEST_CASE("CacheStore: a copy in use is kept when another turns out to be its version",
+          "[mountd][cache]") {
+  TempDir dir;
+  const auto store = open_store(options_for(dir.path));
+  const CachePin recovered = fill(*store, 1, 1, random_bytes(1000, 1));
+  REQUIRE(recovered->mark_maybe_dirty(kTracked));
+  REQUIRE(recovered->write_at(0, as_bytes("committed as version 2")));
+  const auto scan = recovered->changed_blocks();
+  REQUIRE(scan);
+  CachePin open = fill(*store, 1, 2, random_bytes(1000, 1));
+  REQUIRE(recovered->note_clean(Version(2), *scan, {}, CachedCopy::After::kClosed));
+  REQUIRE(open->mark_maybe_dirty(kTracked));
+  REQUIRE(open->write_at(0, as_bytes("later work")));
+  REQUIRE(open->mark_conflict());
+  CHECK(store->stats().conflict_files == 1);
+  const std::string path = open->data_path();
+  open = {};
+  CHECK(fs::exists(path));
+}
+
 TEST_CASE("CacheStore: keeps few descriptors open", "[mountd][cache]") {
   TempDir dir;
   CacheOptions options = options_for(dir.path);

@@ -1,5 +1,5 @@
 // ACLs: their form, and how creation, chmod and xattrs keep them and the mode in agreement.
-#include "serverd/meta/acl.h"
+#include "common/access/acl.h"
 
 #include "test/unit/serverd/meta/fixture.h"
 

@@ -77,6 +77,7 @@ class Driver {
     m.payload = std::move(payload);
     m.no_history = no_history;
     Command c = command(std::move(m));
+    c.cred = cred;
     c.session = session;
     c.epoch = Epoch(1);
     c.sequence = sequence = sequence.next();
@@ -150,6 +151,7 @@ class Driver {
   }
 
   bool no_history = false;  ///< of mutations from now on
+  Credentials cred;         ///< likewise
   KvStore& store;
   std::unique_ptr<Namespace> ns;
   SessionId session;

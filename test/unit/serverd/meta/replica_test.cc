@@ -261,6 +261,34 @@ TEST_CASE("Namespace: a disk that is full behind a digest's order: what is done 
   CHECK(*d.ns->lookup(kRootInode, "g"));
 }
 
+TEST_CASE("Namespace: a disk that is full at the second digest of a batch: so much is done",
+          "[serverd][meta]") {
+  Memory memory;
+  FullStore store(*memory.store);
+  Driver d(store);
+  d.bootstrap();
+  const auto create = [&](const char* name) {
+    return d.mutation(CreateOp{.parent = kRootInode, .name = name, .symlink_target = {}});
+  };
+  LogIndex index = d.ns->applied_index();
+  std::vector<Namespace::Entry> batch;
+  for (const char* name : {"f", "", "g", ""}) {
+    index = index.next();
+    batch.push_back({index, *name != '\0' ? create(name) : d.command(DigestCommand{})});
+  }
+  store.writes_left = 1;
+  const auto results = d.ns->apply_entries(batch, index);
+  REQUIRE(results);  // not "nothing happened": the first digest's write stands
+  CHECK(d.ns->applied_index() == batch[1].index);
+  CHECK((*results)[0]->error == 0);
+  CHECK(d.ns->digest_work());
+  CHECK(!*d.ns->lookup(kRootInode, "g"));
+  store.writes_left = 1000;
+  REQUIRE(d.ns->apply_entries(std::span(batch).subspan(2), index));
+  CHECK(*d.ns->lookup(kRootInode, "g"));
+  CHECK(d.ns->applied_index() == index);
+}
+
 TEST_CASE("Namespace: entries that carry no command still move the applied index",
           "[serverd][meta]") {
   Memory memory;

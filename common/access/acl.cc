@@ -1,8 +1,8 @@
-#include "serverd/meta/acl.h"
+#include "common/access/acl.h"
 
 #include <algorithm>
 
-namespace fermata::serverd {
+namespace fermata {
 namespace {
 
 using Tag = AclEntry::Tag;
@@ -109,4 +109,4 @@ void set_mode(Acl& acl, std::uint32_t mode) {
   acl.back().permissions = mode & 7;
 }
 
-}  // namespace fermata::serverd
+}  // namespace fermata

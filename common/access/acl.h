@@ -15,7 +15,7 @@
 
 #include "common/base/result.h"
 
-namespace fermata::serverd {
+namespace fermata {
 
 inline constexpr std::string_view kAclAccess = "system.posix_acl_access";
 inline constexpr std::string_view kAclDefault = "system.posix_acl_default";
@@ -48,4 +48,4 @@ bool is_only_mode(const Acl& acl);
 /// As chmod does: owner, others, and the mask or else the group get the mode's bits.
 void set_mode(Acl& acl, std::uint32_t mode);
 
-}  // namespace fermata::serverd
+}  // namespace fermata
