@@ -533,7 +533,25 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
                       op.mtime_now || op.clear_suid_sgid;
   // chown(path, -1, -1) asks for nothing but a new ctime.
   if (wanted || (set.valid & kValues) == 0) {
-    if (view.noted_read && !op.atime_now && !op.atime) op.atime = view.attr.atime;
+    // The change would hide when it was read.
+    if (view.noted_read && !op.atime_now && !op.atime) {
+      if (owner) {
+        op.atime = view.attr.atime;
+      } else {
+        NoteReadsOp read;
+        read.reads.push_back({view.inode, view.attr.atime});
+        Mutation note = std::move(read);
+        const Credentials nobody;
+        (void)co_await at.client->mutate(nobody, std::move(note));
+      }
+    }
+    const bool by_descriptor = (set.valid & kValues & ~std::uint32_t{kSetSize}) == 0;
+    if (by_descriptor && op.clear_suid_sgid && written_to) {
+      // A write or ftruncate takes them away, by the right of the descriptor.
+      MutexLock lock(view.file->mutex);
+      who = view.file->writer.who;
+      op.opened = view.file->writer.opened;
+    }
     const auto answer = co_await at.client->mutate(who, op);
     if (!answer) co_return stale_if_gone(view.inode, answer.error());
     const MutationReply& reply = *answer;

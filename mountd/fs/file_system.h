@@ -207,6 +207,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
 
   LoopContext& at(const Reply& reply) { return loops_[reply.loop()]; }
   Credentials cred(Ctx ctx) const;
+  Credentials cred_for(Ctx ctx, std::string_view xattr) const;
   /// For a caller whom the kernel takes for somebody with more rights than he has for the cluster
   /// (root_squash): EACCES unless he has those in `wanted` (kMayRead, ...). Success for others.
   Task<void> check_squashed(LoopContext& at, Credentials who, NodeHandle node, std::uint32_t wanted,

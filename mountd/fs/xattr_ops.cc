@@ -104,6 +104,15 @@ Task<std::string> FileSystem::do_listxattr(LoopContext& at, Credentials who, Nod
   co_return names_of(*all, who.uid, caller);
 }
 
+// trusted and security attributes are for who has CAP_SYS_ADMIN here, whatever the user
+// (xattr(7)): for the cluster that is user 0.
+Credentials FileSystem::cred_for(Ctx ctx, std::string_view xattr) const {
+  const bool privileged = xattr.starts_with("trusted.") || xattr.starts_with("security.");
+  const bool squashed = options_.identity.squashes(ctx.uid);
+  if (privileged && !squashed && may_administrate(ctx.uid, ctx.pid)) return {};
+  return cred(ctx);
+}
+
 void FileSystem::setxattr(Ctx ctx, NodeHandle node, const SetXattr& what, StatusReply reply) {
   if (options_.read_only) return reply.error(EROFS);
   if (const int error = error_of(what.name, acls_)) return reply.error(error);
@@ -117,7 +126,7 @@ void FileSystem::setxattr(Ctx ctx, NodeHandle node, const SetXattr& what, Status
   if ((what.flags & XATTR_CREATE) != 0) op.flags |= SetXattrOp::kCreate;
   if ((what.flags & XATTR_REPLACE) != 0) op.flags |= SetXattrOp::kReplace;
   op.clear_sgid = what.kill_sgid;
-  auto task = do_setxattr(at(reply), cred(ctx), node, std::move(op));
+  auto task = do_setxattr(at(reply), cred_for(ctx, what.name), node, std::move(op));
   run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
 }
 
@@ -145,7 +154,7 @@ Task<void> FileSystem::do_setxattr(LoopContext& at, Credentials who, NodeHandle 
 void FileSystem::removexattr(Ctx ctx, NodeHandle node, std::string_view name, StatusReply reply) {
   if (options_.read_only) return reply.error(EROFS);
   if (const int error = error_of(name, acls_)) return reply.error(error);
-  auto task = do_removexattr(at(reply), cred(ctx), node, std::string(name));
+  auto task = do_removexattr(at(reply), cred_for(ctx, name), node, std::string(name));
   run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
 }
 

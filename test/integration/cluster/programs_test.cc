@@ -59,5 +59,49 @@ TEST_CASE("programs: tar, git, cc, sqlite, rsync, fio on a mount", "[programs]")
   CHECK(cluster.digests_equal());
 }
 
+TEST_CASE("programs: overlayfs, stress-ng, dbench, venv, packages, ninja on a mount",
+          "[programs]") {
+  FM_NEEDS_MOUNTS();
+  const std::string options =
+      GENERATE(std::string("dev,suid"), std::string("dev,suid,nopassthrough"));
+  CAPTURE(options);
+  MiniCluster cluster({3, true, options});
+  const std::string mnt = cluster.mnt();
+
+  // Its upper layer: whiteouts, opaque directories, copies up.
+  must("cd " + mnt +
+       "; mkdir lower upper work merged; cp -r /usr/include/linux/netfilter lower/n; "
+       "mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged; cd merged; "
+       "trap 'cd /; umount -l " +
+       mnt +
+       "/merged' EXIT; "
+       "echo new > n/new; echo more >> n/nf_tables.h; rm n/nfnetlink.h; mv n/nf_log.h n/moved.h; "
+       "test ! -e n/nfnetlink.h; test \"$(tail -1 n/nf_tables.h)\" = more; rm -r n; mkdir n; "
+       "test -z \"$(ls n)\"; test -e ../lower/n/nfnetlink.h");
+  must("cd " + mnt +
+       "; mkdir stress; for s in access chmod chown copy-file dentry dir dirdeep fallocate fcntl "
+       "filename flock fpunch getdent iomix link lockf lockofd mknod open rename seek "
+       "symlink "
+       "sync-file utime xattr; do stress-ng --$s 1 --timeout 1 --verify --temp-path stress; done");
+  must("cd " + mnt + "; mkdir db; dbench -t 3 -D db 2");
+  must("cd " + mnt + "; python3 -m venv v; v/bin/python -c 'import sqlite3, json'");
+  // A package made there, unpacked there and on the local disk.
+  must("cd " + mnt +
+       "; mkdir -p p/DEBIAN p/usr/share/doc/p; cp -r /usr/include/linux p/usr/share/doc/p/; "
+       "printf 'Package: p\nVersion: 1\nArchitecture: all\nMaintainer: m <m@example.org>\n"
+       "Description: p\n' > p/DEBIAN/control; dpkg-deb -b p p.deb > /dev/null; "
+       "dpkg-deb -x p.deb here; dpkg-deb -x p.deb " +
+       cluster.dir() + "/there; diff -r here " + cluster.dir() + "/there");
+  must("cd " + mnt +
+       "; mkdir n; cd n; for i in $(seq 40); do echo \"int f$i(int x) { return x + $i; }\" > "
+       "f$i.cc; "
+       "done; echo 'int main() { return 0; }' > main.cc; "
+       "printf 'cmake_minimum_required(VERSION 3.20)\nproject(p CXX)\nfile(GLOB s *.cc)\n"
+       "add_executable(p ${s})\n' > CMakeLists.txt; cmake -G Ninja -B b . > /dev/null; "
+       "ninja -C b -j4 > /dev/null; b/p; ninja -C b -j4 | grep -q 'no work to do'; touch f3.cc; "
+       "ninja -C b -j4 | grep -q 'f3.cc'; ninja -C b -j4 | grep -q 'no work to do'");
+  CHECK(cluster.digests_equal());
+}
+
 }  // namespace
 }  // namespace fermata::test
