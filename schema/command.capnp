@@ -21,6 +21,7 @@ struct Command {
     digest @11 :Void;
     pruneHistory @12 :PruneHistory;
     dropChunks @13 :Data;               # 33 bytes each
+    foldPatches @14 :FoldPatches;
   }
   struct Bootstrap { cluster @0 :Data; rootUid @1 :UInt32; rootGid @2 :UInt32; rootMode @3 :UInt32; }
   struct OpenSession { clientId @0 :Text; host @1 :Text; mountPoint @2 :Text; leaseMs @3 :UInt32; }
@@ -32,6 +33,17 @@ struct Command {
     openIn @4 :List(UInt64);
     noHistory @5 :Bool;
   }
+  struct FoldPatches {
+    inode @0 :UInt64;
+    chunks @1 :List(FoldedChunk);
+  }
+  struct FoldedChunk {
+    index @0 :UInt32;
+    from @1 :Data;                      # 33 bytes; empty: a hole
+    to @2 :Data;                        # 33 bytes
+    patches @3 :List(PatchName);
+  }
+  struct PatchName { index @0 :UInt64; number @1 :UInt32; since @2 :UInt64; }
   struct PruneHistory { upTo @0 :UInt64; keysMax @1 :UInt32; }
 }
 

@@ -50,6 +50,24 @@ struct BodyWriter {
   void operator()(const DropChunksCommand& body) {
     out.setDropChunks(blob(wire::pack_chunk_ids(body.chunks)));
   }
+  void operator()(const FoldPatchesCommand& body) {
+    auto b = out.initFoldPatches();
+    b.setInode(body.inode.value());
+    auto chunks = b.initChunks(static_cast<unsigned>(body.chunks.size()));
+    for (unsigned i = 0; i < body.chunks.size(); ++i) write(chunks[i], body.chunks[i]);
+  }
+  static void write(schema::Command::FoldedChunk::Builder b,
+                    const FoldPatchesCommand::Chunk& chunk) {
+    b.setIndex(chunk.index);
+    if (chunk.from) b.setFrom(blob(wire::pack_chunk_ids({chunk.from})));
+    b.setTo(blob(wire::pack_chunk_ids({chunk.to})));
+    auto patches = b.initPatches(static_cast<unsigned>(chunk.patches.size()));
+    for (unsigned i = 0; i < chunk.patches.size(); ++i) {
+      patches[i].setIndex(chunk.patches[i].index.value());
+      patches[i].setNumber(chunk.patches[i].number);
+      patches[i].setSince(chunk.patches[i].since.value());
+    }
+  }
 };
 
 Result<BootstrapCommand> read_bootstrap(schema::Command::Bootstrap::Reader in) {
@@ -76,6 +94,30 @@ Result<MutateCommand> read_mutate(schema::Command::Mutate::Reader in) {
   body.expected_target = InodeId(in.getExpectedTarget());
   FM_TRY(body.open_in, wire::read_ids<SessionId>(in.getOpenIn()));
   body.no_history = in.getNoHistory();
+  return body;
+}
+Result<FoldPatchesCommand::Chunk> read_folded(schema::Command::FoldedChunk::Reader in) {
+  FoldPatchesCommand::Chunk chunk;
+  chunk.index = in.getIndex();
+  FM_TRY(const auto from, wire::unpack_chunk_ids(in.getFrom(), 1));
+  FM_TRY(const auto to, wire::unpack_chunk_ids(in.getTo(), 1));
+  if (to.empty() || in.getPatches().size() > wire::kPatchesMax) return Errc::kBadMessage;
+  if (!from.empty()) chunk.from = from.front();
+  chunk.to = to.front();
+  for (const auto patch : in.getPatches()) {
+    chunk.patches.push_back(
+        {LogIndex(patch.getIndex()), patch.getNumber(), LogIndex(patch.getSince())});
+  }
+  return chunk;
+}
+Result<FoldPatchesCommand> read_fold(schema::Command::FoldPatches::Reader in) {
+  FoldPatchesCommand body;
+  body.inode = InodeId(in.getInode());
+  if (in.getChunks().size() > wire::kChunkIdsMax) return Errc::kBadMessage;
+  for (const auto each : in.getChunks()) {
+    FM_TRY(auto chunk, read_folded(each));
+    body.chunks.push_back(std::move(chunk));
+  }
   return body;
 }
 
@@ -116,6 +158,10 @@ Result<Command> read_command(schema::Command::Reader in) {
     case schema::Command::DROP_CHUNKS: {
       FM_TRY(auto chunks, wire::unpack_chunk_ids(in.getDropChunks(), wire::kIdsMax));
       command.body = DropChunksCommand{std::move(chunks)};
+      return command;
+    }
+    case schema::Command::FOLD_PATCHES: {
+      FM_TRY(command.body, read_fold(in.getFoldPatches()));
       return command;
     }
   }

@@ -60,6 +60,28 @@ struct DropChunksCommand {
   std::vector<ChunkId> chunks;
   bool operator==(const DropChunksCommand&) const = default;
 };
+/// Puts chunks in the place of older ones and the patches over them: the content of the file, and
+/// its version, stay what they are. The chunks are on a majority's disks. One whose base or whose
+/// patches are no longer the ones named here is left alone, whatever becomes of the others.
+struct FoldPatchesCommand {
+  /// A patch as kept: its key, and when its bytes were last written (cut by a commit: later).
+  struct PatchName {
+    LogIndex index;
+    std::uint32_t number = 0;
+    LogIndex since;
+    bool operator==(const PatchName&) const = default;
+  };
+  struct Chunk {
+    std::uint32_t index = 0;
+    ChunkId from;                    ///< none: a hole
+    ChunkId to;                      ///< `from` with `patches` laid over it
+    std::vector<PatchName> patches;  ///< the oldest over this chunk; later ones stay
+    bool operator==(const Chunk&) const = default;
+  };
+  InodeId inode;
+  std::vector<Chunk> chunks;
+  bool operator==(const FoldPatchesCommand&) const = default;
+};
 
 struct Command {
   VolumeId volume;
@@ -70,7 +92,7 @@ struct Command {
   Timestamp time;  ///< the primary's clock: becomes ctime and "now"
   Credentials cred;
   std::variant<BootstrapCommand, OpenSessionCommand, EndSessionsCommand, MutateCommand,
-               DigestCommand, PruneHistoryCommand, DropChunksCommand>
+               DigestCommand, PruneHistoryCommand, DropChunksCommand, FoldPatchesCommand>
       body;
 };
 
@@ -82,7 +104,8 @@ struct CommandResult {
   SessionId session;        ///< OpenSession
   Epoch epoch;              ///< OpenSession
   Version version;          ///< Commit
-  std::uint64_t count = 0;  ///< PruneHistory: keys done; DropChunks: dropped
+  std::uint64_t count =
+      0;  ///< PruneHistory: keys done; DropChunks: dropped; FoldPatches: chunks put
   bool operator==(const CommandResult&) const = default;
 };
 

@@ -202,6 +202,9 @@ std::uint64_t number_in(std::string_view key, std::size_t offset) {
 std::uint32_t chunk_index_in(std::string_view key) {
   return key.size() < 12 ? 0 : __builtin_bswap32(load_le<std::uint32_t>(key.data() + 8));
 }
+std::uint32_t patch_number_in(std::string_view key) {
+  return key.size() < 20 ? 0 : __builtin_bswap32(load_le<std::uint32_t>(key.data() + 16));
+}
 Result<HistoryIndexKey> parse_history_index_key(std::string_view key) {
   if (key.size() < 9) return Errc::kCorruptStore;
   return HistoryIndexKey{LogIndex(load_be64(key.data())), static_cast<Family>(key[8]),

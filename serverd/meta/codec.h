@@ -29,6 +29,7 @@ inline constexpr Sequence kAnsweredBelow{0};
 /// The number at `offset` of a key; the caller knows the key's form.
 std::uint64_t number_in(std::string_view key, std::size_t offset);
 std::uint32_t chunk_index_in(std::string_view key);
+std::uint32_t patch_number_in(std::string_view key);
 struct HistoryIndexKey {
   LogIndex index;
   Family family = Family::kInodes;

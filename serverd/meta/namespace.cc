@@ -81,6 +81,8 @@ Outcome apply_command(Txn& txn, const fermata::Command& command, std::vector<Ses
     return apply_prune_history(txn, *body);
   if (const auto* body = std::get_if<DropChunksCommand>(&command.body))
     return apply_drop_chunks(txn, *body);
+  if (const auto* body = std::get_if<FoldPatchesCommand>(&command.body))
+    return apply_fold_patches(txn, *body);
   return CommandResult{};  // DigestCommand: see apply_entries()
 }
 

@@ -103,6 +103,15 @@ class Namespace final : public StateMachine {
   Result<Content> content_at(InodeId inode, Version version, std::uint32_t first_chunk,
                              std::size_t chunks_max) const;
 
+  // ---- patches
+  Result<PatchUse> patch_use(InodeId inode) const;
+  /// Oldest first.
+  Result<std::vector<StoredPatch>> patches(InodeId inode) const;
+  /// Files that have any, in inode order above `after`.
+  Result<std::vector<InodeId>> patched_files(InodeId after, std::size_t files_max) const;
+  /// The chunk that patches of `index` lie over; none: a hole.
+  Result<std::optional<ChunkId>> chunk(InodeId inode, std::uint32_t index) const;
+
   // ---- reads as of the moment after `at` was applied; kTruncatedHistory below history_start()
   Result<Attr> attr_at(InodeId inode, LogIndex at) const;
   Result<std::optional<Dirent>> lookup_at(InodeId parent, std::string_view name, LogIndex at) const;

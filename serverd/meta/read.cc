@@ -77,7 +77,8 @@ Result<Content> Namespace::read_content(InodeId inode, const InodeRecord& record
   }
   if (record.content != ContentKind::kChunks) return content;
   const std::string prefix = key_of(inode), end = prefix_end(prefix);
-  if (record.chunks > 0) {
+  // The record's counts are those of now: folding changes them without a new version.
+  if (record.chunks > 0 || at) {
     FM_TRY(const auto chunks, records_at(store_, Family::kChunks, chunk_key(inode, first_chunk),
                                          end, when, chunks_max + 1));
     for (const auto& [key, value] : chunks) {
@@ -89,7 +90,7 @@ Result<Content> Namespace::read_content(InodeId inode, const InodeRecord& record
       content.chunks.push_back({chunk_index_in(key), id});
     }
   }
-  if (record.patches > 0) {
+  if (record.patches > 0 || at) {
     FM_TRY(const auto patches, records_at(store_, Family::kPatches, prefix, end, when, SIZE_MAX));
     for (const auto& [key, value] : patches) {
       FM_TRY(auto patch, decode_patch(value));
@@ -97,6 +98,46 @@ Result<Content> Namespace::read_content(InodeId inode, const InodeRecord& record
     }
   }
   return content;
+}
+
+Result<PatchUse> Namespace::patch_use(InodeId inode) const {
+  FM_TRY(const auto record, this->inode(inode));
+  return PatchUse{record.patches, record.patch_bytes};
+}
+
+Result<std::vector<StoredPatch>> Namespace::patches(InodeId inode) const {
+  std::vector<StoredPatch> patches;
+  const std::string prefix = key_of(inode);
+  const auto it = store_.iterate(Family::kPatches, prefix, prefix_end(prefix));
+  for (; it->valid(); it->next()) {
+    StoredPatch stored;
+    stored.index = LogIndex(number_in(it->key(), 8));
+    stored.number = patch_number_in(it->key());
+    FM_TRY(stored.since, since_of(it->value()));
+    FM_TRY(stored.patch, decode_patch(it->value()));
+    patches.push_back(std::move(stored));
+  }
+  FM_CHECK(it->status());
+  return patches;
+}
+
+Result<std::vector<InodeId>> Namespace::patched_files(InodeId after, std::size_t files_max) const {
+  std::vector<InodeId> files;
+  for (std::string from = prefix_end(key_of(after)); files.size() < files_max;) {
+    const auto it = store_.iterate(Family::kPatches, from, {});
+    FM_CHECK(it->status());
+    if (!it->valid()) break;
+    files.push_back(InodeId(number_in(it->key(), 0)));
+    from = prefix_end(key_of(files.back()));
+  }
+  return files;
+}
+
+Result<std::optional<ChunkId>> Namespace::chunk(InodeId inode, std::uint32_t index) const {
+  FM_TRY(const auto value, store_.get(Family::kChunks, chunk_key(inode, index)));
+  if (!value) return std::optional<ChunkId>();
+  FM_TRY(const ChunkId id, decode_chunk(*value));
+  return std::optional(id);
 }
 
 Result<Content> Namespace::content(InodeId inode, std::uint32_t first_chunk,
@@ -124,7 +165,19 @@ Result<Content> Namespace::content_at(InodeId inode, Version version, std::uint3
   if (!value) return Errc::kTruncatedHistory;
   FM_TRY(const auto record, decode_inode(*value));
   if (record.version != version) return Errc::kTruncatedHistory;
-  return read_content(inode, record, at, first_chunk, chunks_max);
+  // As of the last moment of it: whoever has the first part of the list may have got that with
+  // patches folded that were not in the beginning. Later folds do not matter to him.
+  LogIndex last = at;
+  const std::string first = history_key(Family::kInodes, key_of(inode), at.next());
+  const std::string end = prefix_end(std::string_view(first).substr(0, first.size() - 8));
+  const auto it = store_.iterate(Family::kHistory, first, end);
+  for (; it->valid(); it->next()) {
+    FM_TRY(const auto later, decode_inode(it->value()));
+    if (later.version != version) break;
+    last = LogIndex(number_in(it->key(), it->key().size() - 8)).prev();
+  }
+  FM_CHECK(it->status());
+  return read_content(inode, record, last, first_chunk, chunks_max);
 }
 
 Result<Attr> Namespace::attr_at(InodeId inode, LogIndex at) const {

@@ -78,6 +78,22 @@ struct PatchRecord {
   bool operator==(const PatchRecord&) const = default;
 };
 
+/// The same with its name.
+struct StoredPatch {
+  LogIndex index;            ///< of the commit that brought it
+  std::uint32_t number = 0;  ///< among those of that commit
+  LogIndex since;            ///< `index`, or of the commit that cut it
+  PatchRecord patch;
+};
+/// Of one file.
+struct PatchUse {
+  std::uint32_t patches = 0;
+  std::uint32_t bytes = 0;
+};
+/// A file's patches: beyond these a commit is kTooLarge and the client sends chunks.
+inline constexpr std::uint32_t kPatchesMax = 2048;
+inline constexpr std::uint32_t kPatchBytesMax = 6u << 20;
+
 /// What a version's bytes are made of.
 struct Content {
   ContentKind kind = ContentKind::kEmpty;

@@ -70,7 +70,9 @@ struct Commit {
   /// Drops patches in the chunks of `replaced` (sorted) or all of them, and what lies beyond the
   /// size.
   Status drop_patches(const std::vector<ChunkRef>& replaced, bool all) {
-    if (record.patches == 0) return {};
+    // A patch lies within the size: only a smaller one cuts some.
+    const bool cuts = op.size_bytes < record.size_bytes;
+    if (record.patches == 0 || (replaced.empty() && !all && !cuts)) return {};
     FM_TRY(const auto patches, txn.scan_prefix(Family::kPatches, key_of(op.inode)));
     for (const auto& stored : patches) {
       FM_TRY(const PatchRecord patch, decode_patch(stored.value));
@@ -204,7 +206,7 @@ Result<Verdict> Commit::put_patches() {
   if (record.content == ContentKind::kInline) return refused(Errc::kTooLarge);
   FM_TRY(const bool cuts, cuts_chunk({}));
   if (cuts) return refused(Errc::kTooLarge);
-  FM_CHECK(drop_chunks(chunk_count(op.size_bytes), {}));
+  if (op.size_bytes < record.size_bytes) FM_CHECK(drop_chunks(chunk_count(op.size_bytes), {}));
   FM_CHECK(drop_patches({}, false));
   if (total > kPatchBytesMax || record.patch_bytes + total > kPatchBytesMax)
     return refused(Errc::kTooLarge);

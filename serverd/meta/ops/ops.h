@@ -45,15 +45,13 @@ Outcome apply_open_session(Txn& txn, const fermata::Command& command,
 Outcome apply_end_sessions(Txn& txn, const EndSessionsCommand& body, std::vector<SessionId>& ended);
 Outcome apply_prune_history(Txn& txn, const PruneHistoryCommand& body);
 Outcome apply_drop_chunks(Txn& txn, const DropChunksCommand& body);
+Outcome apply_fold_patches(Txn& txn, const FoldPatchesCommand& body);
 
 // ---- shared by operations
 
 /// Names of a directory: 2 and one per subdirectory. As ext4's dir_nlink, subdirectories are not
 /// held to kLinkCountMax.
 inline constexpr std::uint32_t kDirectoryLinksMax = 1u << 31;
-/// A file's patches: beyond these a commit is kTooLarge and the client sends chunks.
-inline constexpr std::uint32_t kPatchesMax = 64;
-inline constexpr std::uint32_t kPatchBytesMax = 1u << 20;
 
 inline Outcome refuse(std::error_code code) {
   CommandResult result;

@@ -109,6 +109,13 @@ TEST_CASE("codec: commands of the primary survive", "[wire]") {
   round_trip();
   command.body = DropChunksCommand{{chunk_id_of(as_bytes("x"))}};
   round_trip();
+  const ChunkId from = chunk_id_of(as_bytes("x")), to = chunk_id_of(as_bytes("y"));
+  const FoldPatchesCommand fold{
+      InodeId(5),
+      {{0, from, to, {{LogIndex(7), 1, LogIndex(9)}}}, {3, {}, to, {{LogIndex(8), 0, {}}}}}};
+  command.body = fold;
+  round_trip();
+  CHECK(std::get<FoldPatchesCommand>(decode_command(as_bytes(encode(command)))->body) == fold);
 }
 
 TEST_CASE("codec: answers survive", "[wire]") {

@@ -90,11 +90,110 @@ TEST_CASE_METHOD(ContentWorld, "commit: patches lie over chunks until those are 
   CHECK(d.ns->content_at(f, before, 0, 9)->patches.size() == 3);
   CHECK(d.ns->content_at(f, before, 0, 9)->chunks[1].id == chunk(2));
   // Bounded.
-  CHECK(Driver::code(d.patch(f, 3 * kMiB, 0, std::string(kMiB, 'x'))) == Errc::kTooLarge);
-  int stored = 2;
+  CHECK(Driver::code(d.patch(f, 6 * kMiB, 0, std::string(kPatchBytesMax, 'x'))) == Errc::kTooLarge);
+  std::uint32_t stored = 2;
   while (d.patch(f, 3 * kMiB + 2, 5, "y").error == 0) ++stored;
-  CHECK(stored == 64);
+  CHECK(stored == kPatchesMax);
   CHECK(Driver::code(d.patch(f, kMiB + 1, 5, "y")) == Errc::kTooLarge);  // cuts chunk 1
+}
+
+TEST_CASE_METHOD(ContentWorld, "fold: chunks take the place of patches, and the version stays",
+                 "[serverd][meta]") {
+  REQUIRE(d.write_chunks(f, 3 * kMiB, {{0, chunk(1)}, {1, chunk(2)}}).error == 0);
+  REQUIRE(d.patch(f, 3 * kMiB, 5, "one").error == 0);
+  const auto older = d.version(f);
+  REQUIRE(d.patch(f, 3 * kMiB, 9, "two").error == 0);
+  REQUIRE(d.patch(f, 3 * kMiB, 2 * kMiB + 1, "hole").error == 0);
+  const Attr before = *d.ns->attr(f);
+  const auto fold = d.fold_of(f, 0, chunk(10));
+  const auto of_hole = d.fold_of(f, 2, chunk(12));
+  REQUIRE(d.patch(f, 3 * kMiB, 7, "later").error == 0);
+  const Attr newest = *d.ns->attr(f);
+  CHECK(d.run(d.command(fold)).count == 1);
+  CHECK(d.run(d.command(of_hole)).count == 1);
+  CHECK(content().chunks == Refs{{0, chunk(10)}, {1, chunk(2)}, {2, chunk(12)}});
+  CHECK(content().patches == std::vector<PatchRecord>{{7, "later"}});
+  CHECK(*d.ns->attr(f) == newest);
+  // The past is as it was: its chunks and patches.
+  const Content past = *d.ns->content_at(f, before.version, 0, 9);
+  CHECK(past.chunks == Refs{{0, chunk(1)}, {1, chunk(2)}});
+  CHECK(past.patches.size() == 3);
+  // A version that was folded while it was the newest stays so: a list that was begun then goes on
+  // with chunks that hold what its patches did not.
+  const auto folded = d.version(f);
+  REQUIRE(d.patch(f, 3 * kMiB, 20, "last").error == 0);
+  CHECK(d.ns->content_at(f, folded, 0, 9)->chunks ==
+        Refs{{0, chunk(10)}, {1, chunk(2)}, {2, chunk(12)}});
+  CHECK(d.ns->content_at(f, folded, 0, 9)->patches == std::vector<PatchRecord>{{7, "later"}});
+  CHECK(d.ns->content_at(f, older, 0, 9)->patches.size() == 1);
+  CHECK(d.ns->attr_at(f, LogIndex(before.version.value()))->version == before.version);
+  CHECK(*d.ns->chunk_references(chunk(1)) == 1);  // history's
+  // Until that is pruned.
+  d.run(d.command(PruneHistoryCommand{d.ns->applied_index(), 1000}));
+  CHECK(*d.ns->chunk_references(chunk(1)) == 0);
+  CHECK(*d.ns->chunk_references(chunk(10)) == 1);
+  CHECK(content().patches.size() == 2);
+}
+
+TEST_CASE_METHOD(ContentWorld, "fold: what a commit has changed since is left alone",
+                 "[serverd][meta]") {
+  const auto setup = [&] {
+    REQUIRE(d.write_chunks(f, 3 * kMiB, {{0, chunk(1)}, {1, chunk(2)}}, true).error == 0);
+    REQUIRE(d.patch(f, 3 * kMiB, 5, "one").error == 0);
+    REQUIRE(d.patch(f, 3 * kMiB, 3 * kMiB - 4, "tail").error == 0);
+  };
+  const auto is_void = [&](const FoldPatchesCommand& fold) {
+    const Content now = content();
+    CHECK(d.run(d.command(fold)).count == 0);
+    CHECK(content().chunks == now.chunks);
+    CHECK(content().patches == now.patches);
+  };
+  SECTION("the chunk is another one") {
+    setup();
+    const auto fold = d.fold_of(f, 0, chunk(10));
+    REQUIRE(d.write_chunks(f, 3 * kMiB, {{0, chunk(3)}}).error == 0);
+    is_void(fold);
+  }
+  SECTION("the chunk is the same one again, without its patches") {
+    setup();
+    const auto fold = d.fold_of(f, 0, chunk(10));
+    REQUIRE(d.write_chunks(f, 3 * kMiB, {{0, chunk(1)}}).error == 0);
+    CHECK(content().patches.size() == 1);
+    is_void(fold);
+    REQUIRE(d.patch(f, 3 * kMiB, 5, "one").error == 0);  // the same bytes, of another commit
+    is_void(fold);
+  }
+  SECTION("a patch was cut") {
+    setup();
+    const auto fold = d.fold_of(f, 2, chunk(12));
+    REQUIRE(d.write_chunks(f, 3 * kMiB - 2, {}).error == 0);
+    is_void(fold);
+    CHECK(d.run(d.command(d.fold_of(f, 2, chunk(13)))).count == 1);
+  }
+  SECTION("it was folded already") {
+    setup();
+    const auto fold = d.fold_of(f, 0, chunk(10));
+    CHECK(d.run(d.command(fold)).count == 1);
+    is_void(fold);
+  }
+  SECTION("the content is inline, or the file is gone") {
+    setup();
+    const auto fold = d.fold_of(f, 0, chunk(10));
+    REQUIRE(d.write(f, "small").error == 0);
+    is_void(fold);
+    REQUIRE(d.unlink(kRootInode, "f").error == 0);
+    CHECK(d.run(d.command(fold)).count == 0);
+    CHECK(*d.ns->chunk_references(chunk(10)) == 0);
+  }
+  SECTION("one chunk of two") {
+    setup();
+    auto fold = d.fold_of(f, 0, chunk(10));
+    fold.chunks.push_back(d.fold_of(f, 2, chunk(12)).chunks.front());
+    REQUIRE(d.write_chunks(f, 3 * kMiB, {{0, chunk(3)}}).error == 0);
+    CHECK(d.run(d.command(fold)).count == 1);
+    CHECK(content().chunks == Refs{{0, chunk(3)}, {1, chunk(2)}, {2, chunk(12)}});
+    CHECK(content().patches.empty());
+  }
 }
 
 TEST_CASE_METHOD(ContentWorld, "commit: a stale base changes nothing, or is listed as a conflict",

@@ -4,6 +4,7 @@
 #include <catch2/catch_test_macros.hpp>
 #include <set>
 
+#include "common/base/limits.h"
 #include "common/env/sim_disk.h"
 #include "common/wire/chunk_records.h"
 #include "serverd/meta/check.h"
@@ -138,6 +139,20 @@ class Driver {
     op.size_bytes = size;
     if (!bytes.empty()) op.patches = {{offset, static_cast<std::uint32_t>(bytes.size())}};
     return mutate(op, bytes);
+  }
+  /// What the primary would propose to put `to` in the place of a chunk and the patches over it.
+  FoldPatchesCommand fold_of(InodeId inode, std::uint32_t index, ChunkId to) {
+    FoldPatchesCommand::Chunk folded;
+    folded.index = index;
+    folded.from = ns->chunk(inode, index)->value_or(ChunkId{});
+    folded.to = to;
+    const auto patches = ns->patches(inode);
+    REQUIRE(patches);
+    for (const StoredPatch& stored : *patches) {
+      if (stored.patch.offset_bytes / kChunkSizeBytes == index)
+        folded.patches.push_back({stored.index, stored.number, stored.since});
+    }
+    return {inode, {folded}};
   }
   std::vector<std::string> problems() {
     auto found = check(store);

@@ -20,12 +20,13 @@ std::vector<Namespace::Entry> some_history(std::uint64_t seed, int steps) {
   d.bootstrap();
   SeededRandom random(seed);
   std::vector<InodeId> directories{kRootInode}, files;
+  FoldPatchesCommand late;  // of some time ago
   const auto name = [&] { return std::string(1, static_cast<char>('a' + random.below(6))); };
   const auto directory = [&] { return directories[random.below(directories.size())]; };
   for (int i = 0; i < steps; ++i) {
     const auto file = files.empty() ? InodeId(2) : files[random.below(files.size())];
     const std::uint64_t size = random.below(4 * kChunkSizeBytes) + 1;
-    switch (random.below(15)) {
+    switch (random.below(17)) {
       case 0:
       case 1:
         if (const auto made = d.create(directory(), name()); made.error == 0)
@@ -86,6 +87,16 @@ std::vector<Namespace::Entry> some_history(std::uint64_t seed, int steps) {
         d.mutate(op);
         break;
       }
+      case 15: {
+        if (!d.ns->attr(file)) break;
+        late = d.fold_of(file, static_cast<std::uint32_t>(random.below(3)),
+                         chunk(static_cast<std::uint32_t>(random.below(9))));
+        if (random.below(2) == 0) d.run(d.command(late));
+        break;
+      }
+      case 16:
+        if (late.inode) d.run(d.command(late));
+        break;
     }
   }
   d.run(d.command(DigestCommand{}));
