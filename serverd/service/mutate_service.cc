@@ -7,6 +7,7 @@
 #include "serverd/service/callbacks.h"
 #include "serverd/service/chunk_durability.h"
 #include "serverd/service/lock_service.h"
+#include "serverd/service/patch_folder.h"
 #include "serverd/service/space_guard.h"
 
 namespace fermata::serverd {
@@ -212,6 +213,8 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term 
   marks.release();
   if (const auto* lock = std::get_if<LockOp>(&request.op); lock != nullptr && result)
     node_.locks->on_answered(request.session, *lock, result->error == 0);
+  if (commit != nullptr && commit->kind == CommitOp::Kind::kPatches && result)
+    node_.folder->note(commit->inode);
   co_return result;
 }
 

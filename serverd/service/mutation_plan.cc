@@ -113,7 +113,17 @@ struct Planner {
   Status operator()(const SetAttrOp& op) { return change(op.inode); }
   Status operator()(const SetXattrOp& op) { return change(op.inode); }
   Status operator()(const RemoveXattrOp& op) { return change(op.inode); }
-  Status operator()(const CommitOp& op) { return change(op.inode); }
+  Status operator()(const CommitOp& op) {
+    if (op.kind == CommitOp::Kind::kPatches) {
+      // As the command would, but without a round through the log.
+      FM_TRY(const PatchUse use, state.patch_use(op.inode));
+      std::uint64_t bytes = use.bytes;
+      for (const Patch& patch : op.patches) bytes += patch.size_bytes;
+      if (use.patches + op.patches.size() > kPatchesMax || bytes > kPatchBytesMax)
+        return Errc::kTooLarge;
+    }
+    return change(op.inode);
+  }
   Status operator()(const ReleaseOrphansOp&) { return {}; }
   Status operator()(const NoteReadsOp&) { return {}; }
   Status operator()(const LockOp& op) {

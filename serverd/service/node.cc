@@ -16,6 +16,7 @@
 #include "serverd/service/lock_service.h"
 #include "serverd/service/mutate_service.h"
 #include "serverd/service/node_context.h"
+#include "serverd/service/patch_folder.h"
 #include "serverd/service/peers.h"
 #include "serverd/service/raft_service.h"
 #include "serverd/service/read_service.h"
@@ -63,6 +64,7 @@ struct Node::Impl final : NamespaceListener {
     node.fetcher = &fetcher;
     node.durability = &durability;
     node.locks = &locks;
+    node.folder = &folder;
   }
   ~Impl() override { *alive = false; }
 
@@ -115,6 +117,7 @@ struct Node::Impl final : NamespaceListener {
   ChunkFetcher fetcher{node};
   ChunkDurability durability{node};
   HistoryKeeper history{node};
+  PatchFolder folder{node};
   SessionService sessions{node};
   ReadService reads{node};
   LockService locks{node};
@@ -168,6 +171,7 @@ void Node::Impl::serve(Term term) {
   node.count("terms_served");
   space.on_serving();
   history.on_serving();
+  folder.on_serving();
   durability.on_serving();
   node.tasks.spawn("session expiry", sessions.expire(term));
   node.serving_changed.notify_all();
@@ -284,6 +288,7 @@ Task<void> Node::Impl::open() {
   node.tasks.spawn("watch space", space.watch());
   node.tasks.spawn("fetch chunks", fetcher.run());
   node.tasks.spawn("keep history", history.run());
+  node.tasks.spawn("fold patches", folder.run());
   co_return Status();
 }
 

@@ -61,6 +61,8 @@ struct NodeConfig {
   Duration history_retention = std::chrono::hours(24);
   Duration history_retention_low = std::chrono::minutes(10);  ///< while room is scarce; then less
   Duration prune_interval = std::chrono::seconds(30);
+  /// A file whose last commit of patches is so long ago has them folded into chunks.
+  Duration patch_fold_after = std::chrono::seconds(10);
   Duration space_interval = std::chrono::milliseconds(500);
   std::uint64_t space_reserve_bytes = 64ULL << 20;  ///< or an eighth of the disk, if that is less
   std::uint64_t reserve_file_bytes = 0;             ///< 0: none

@@ -33,6 +33,7 @@ class SpaceGuard;
 class ChunkFetcher;
 class ChunkDurability;
 class LockService;
+class PatchFolder;
 
 struct NodeContext {
   NodeContext(Env& environment, Network& net, NodeConfig cfg);
@@ -51,6 +52,7 @@ struct NodeContext {
   ChunkFetcher* fetcher = nullptr;
   ChunkDurability* durability = nullptr;
   LockService* locks = nullptr;
+  PatchFolder* folder = nullptr;
 
   // ---- as primary. `serving`: of `term`, with the tables below filled.
   bool serving = false;

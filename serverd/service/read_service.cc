@@ -4,7 +4,9 @@
 #include <utility>
 
 #include "common/wire/chunk_records.h"
+#include "common/wire/frame.h"
 #include "common/wire/message_codec.h"
+#include "serverd/meta/records.h"
 #include "serverd/service/space_guard.h"
 
 namespace fermata::serverd {
@@ -20,8 +22,9 @@ constexpr std::size_t kReadDirBatch = 256;
 // What an entry costs in the message, about.
 constexpr std::size_t kEntryBytes = 56;
 constexpr std::size_t kAttrBytes = 176;
-/// In one answer's payload: 4 MiB less the patches.
-constexpr std::size_t kContentPayloadMax = 4u << 20;
+/// In one answer's payload: patches and chunk records.
+constexpr std::size_t kContentPayloadMax = kPayloadSizeMax - 4096;
+static_assert(kContentPayloadMax > kPatchBytesMax + (1u << 20));
 
 template <class Reply>
 Response answer(const Reply& reply) {

@@ -250,6 +250,7 @@ class ClusterSim {
     counts.replaced_newer = truth.replaced_newer;
     counts.fenced = truth.fenced;
     counts.unknown = truth.unknown;
+    counts.folded = truth.folded;
     counts.orphans = truth.orphaned;
     counts.digests = truth.digests;
     counts.checks = truth.checks;
@@ -272,7 +273,7 @@ struct CountName {
   std::uint64_t ClusterSimCounts::*value;
 };
 using C = ClusterSimCounts;
-constexpr std::array<CountName, 43> kCounts{{
+constexpr std::array<CountName, 44> kCounts{{
     {"runs", &C::runs},
     {"steps", &C::steps},
     {"virtual_ms", &C::virtual_ms},
@@ -300,6 +301,7 @@ constexpr std::array<CountName, 43> kCounts{{
     {"stale_bases", &C::stale_bases},
     {"replaced_newer", &C::replaced_newer},
     {"fenced", &C::fenced},
+    {"folded", &C::folded},
     {"read_barriers", &C::read_barriers},
     {"chunks_found_corrupt", &C::chunks_found_corrupt},
     {"chunks_fetched", &C::chunks_fetched},

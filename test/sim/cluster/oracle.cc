@@ -6,8 +6,10 @@
 
 #include "common/base/assert.h"
 #include "common/base/bytes.h"
+#include "common/base/checksum.h"
 #include "common/wire/command_codec.h"
 #include "serverd/meta/digest.h"
+#include "serverd/service/patch_folder.h"
 
 namespace fermata::test {
 namespace {
@@ -206,6 +208,8 @@ void Oracle::on_primary(NodeId node, Term term) {
 void Oracle::apply(const serverd::StateMachine::Command& raw) {
   auto command = decode_command(as_bytes(*raw.data));
   if (!command) return fail("a command in the log cannot be read");
+  const auto* fold = std::get_if<FoldPatchesCommand>(&command->body);
+  if (fold != nullptr) check_fold(raw.index, *fold);
   serverd::Namespace::Entry entry{raw.index, *command};
   auto results = truth_->apply_entries({&entry, 1}, raw.index);
   if (!results || !(*results)[0]) return fail("the reference state cannot apply a command");
@@ -222,6 +226,37 @@ void Oracle::apply(const serverd::StateMachine::Command& raw) {
   } else if (const auto* end = std::get_if<EndSessionsCommand>(&command->body)) {
     for (const SessionId session : end->sessions) live_.erase(session);
     for (const InodeId inode : std::set<InodeId>(unlinked_)) refresh(raw.index, inode);
+  } else if (fold != nullptr && result.count != 0) {
+    counts_.folded += result.count;
+    auto content = truth_->content(fold->inode, 0, 100'000);
+    if (!content) return fail("the reference has no content for a fold");
+    folded_contents_[content->version].push_back(std::move(*content));
+    refresh(raw.index, fold->inode);  // which must change nothing: no client was told
+  }
+}
+
+void Oracle::check_fold(LogIndex index, const FoldPatchesCommand& fold) {
+  const auto patches = truth_->patches(fold.inode);
+  if (!patches) return fail("the reference cannot read patches");
+  for (const auto& chunk : fold.chunks) {
+    const auto base = truth_->chunk(fold.inode, chunk.index);
+    if (!base || base->value_or(ChunkId{}) != chunk.from) continue;  // overtaken: it is void
+    serverd::PatchedChunk patched{chunk.index, {}};
+    for (const auto& name : chunk.patches) {
+      for (const auto& stored : *patches) {
+        if (stored.index == name.index && stored.number == name.number &&
+            stored.since == name.since)
+          patched.patches.push_back(stored);
+      }
+    }
+    if (patched.patches.size() != chunk.patches.size()) continue;
+    const Buffer bytes =
+        serverd::fold_chunk(chunk.from ? chunk_bytes_.at(chunk.from) : Buffer(), patched);
+    if (chunk_id_of(bytes.view()) != chunk.to) {
+      return fail("index " + text(index) + ": a fold of " + text(fold.inode) +
+                  " puts a chunk that is not what the patches make (C2)");
+    }
+    note_chunk(chunk.to, bytes);
   }
 }
 
@@ -437,14 +472,24 @@ bool Oracle::saw_content(const std::string& how, InodeId inode, const Content& c
     return explain(how + " shows a version " + std::to_string(content.version.value()) + " of " +
                    text(inode) + " that was never committed");
   }
-  return same(*known, content) ||
-         explain(how + " shows another content of " + text(inode) + " version " +
+  if (same(*known, content)) return true;
+  for (const Content& folded : folded_contents_[content.version]) {
+    if (same(folded, content)) return true;
+  }
+  return explain(how + " shows another content of " + text(inode) + " version " +
                  std::to_string(content.version.value()) + " than was committed (C2, R1)");
 }
 
 bool Oracle::is_newest(InodeId inode, Version version) const {
   const auto attr = truth_->attr(inode);
   return attr && attr->version == version;
+}
+
+bool Oracle::names_chunk(InodeId inode, ChunkId id) const {
+  const auto content = truth_->content(inode, 0, 100'000);
+  if (!content) return false;
+  return std::any_of(content->chunks.begin(), content->chunks.end(),
+                     [&](const ChunkRef& ref) { return ref.id == id; });
 }
 
 const Content* Oracle::content_of(Version version) const {

@@ -27,6 +27,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "common/base/buffer.h"
 #include "common/env/sim_disk.h"
 #include "common/wire/commands.h"
 #include "serverd/meta/namespace.h"
@@ -92,6 +93,10 @@ class Oracle {
   void allow_no_space() { may_lack_space_ = true; }
   /// As committed; null if it never was.
   const serverd::Content* content_of(Version version) const;
+  /// A client is about to put this chunk.
+  void note_chunk(ChunkId id, const Buffer& bytes) { chunk_bytes_.emplace(id, bytes); }
+  /// The newest content of the inode names the chunk: folding may have put another in its place.
+  bool names_chunk(InodeId inode, ChunkId id) const;
 
   struct Counts {
     std::uint64_t commands = 0;        ///< in the log
@@ -100,6 +105,7 @@ class Oracle {
     std::uint64_t fenced = 0;          ///< of sessions that had ended
     std::uint64_t stale_bases = 0;     ///< commits
     std::uint64_t replaced_newer = 0;  ///< commits over a version that their writer had not seen
+    std::uint64_t folded = 0;          ///< chunks that took the place of patches
     std::uint64_t orphaned = 0;        ///< inodes that lost their last name and were kept
     std::uint64_t digests = 0;         ///< compared
     std::uint64_t checks = 0;
@@ -140,6 +146,8 @@ class Oracle {
   };
 
   void apply(const serverd::StateMachine::Command& raw);
+  /// What is put in the place of patches must read as they do. Before it is applied.
+  void check_fold(LogIndex index, const FoldPatchesCommand& fold);
   void on_mutation(LogIndex index, const Command& command, const MutateCommand& mutate,
                    const CommandResult& result);
   void note_effects(LogIndex index, const MutateCommand& mutate, const CommandResult& result);
@@ -175,6 +183,8 @@ class Oracle {
   std::unordered_map<InodeId, std::map<std::string, Entry>> entries_;
   std::unordered_map<InodeId, Xattrs> xattrs_;
   std::map<Version, serverd::Content> contents_;
+  std::map<Version, std::vector<serverd::Content>> folded_contents_;  ///< the same, folded
+  std::map<ChunkId, Buffer> chunk_bytes_;
   std::set<InodeId> unlinked_;
   Counts counts_;
   bool may_lack_space_ = false;

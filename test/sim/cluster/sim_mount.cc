@@ -293,7 +293,8 @@ Task<void> SimMount::read(std::shared_ptr<Open> file) {
     auto bytes = co_await client_.get_chunk(ref.id);
     if (bytes) continue;  // its hash was checked
     if (bytes.error() == Errc::kCorruptChunk &&
-        (world_.oracle.is_newest(file->inode, file->version) ||
+        ((world_.oracle.is_newest(file->inode, file->version) &&
+          world_.oracle.names_chunk(file->inode, ref.id)) ||
          (world_.character.history_retention > std::chrono::hours(1) &&
           !world_.character.full_disks))) {  // which end history early
       world_.oracle.fail(name_ + ": a chunk of inode " + std::to_string(file->inode.value()) +
@@ -319,6 +320,7 @@ Task<std::string> SimMount::put_chunks(std::string token) {
     const Buffer bytes = Buffer::copy_of(as_bytes(part));
     const ChunkId id = chunk_id_of(bytes.view());
     refs.push_back({i, id});
+    world_.oracle.note_chunk(id, bytes);
     bool there = false;
     if (env_.random().chance(1, 3)) {
       std::vector<ChunkId> ids{id};

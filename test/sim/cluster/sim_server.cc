@@ -146,6 +146,7 @@ void SimServer::start() {
   config.lease = character.lease;
   config.history_retention = character.history_retention;
   config.prune_interval = 2s;
+  config.patch_fold_after = 300ms;
   config.chunk_pin = 20s;
   config.chunk_drop_delay = 3s;
   config.chunk_pin_low = 1s;
