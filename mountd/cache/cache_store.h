@@ -131,6 +131,7 @@ class CacheStore {
   std::vector<CacheListing> list();
   CacheStats stats();
 
+  const std::string& dir() const { return options_.dir; }
   /// Whether ctime of the backing filesystem changes with each write and mmap store (multigrain
   /// timestamps; not tmpfs). Found by a self-test at open. If not, untracked writers always count
   /// as having modified, and the digests decide.

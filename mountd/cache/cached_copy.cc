@@ -8,14 +8,17 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <span>
 
 #include "common/base/assert.h"
+#include "common/base/checksum.h"
 #include "mountd/cache/cache_store.h"
 
 namespace fermata::mountd {
 namespace {
 
 constexpr std::uint64_t kRechargeBytes = 8ULL << 20;
+constexpr std::uint32_t kStepsMax = 1000;  // of a sidecar, before it is written anew
 
 std::int64_t wall_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -24,6 +27,11 @@ std::int64_t wall_ns() {
 }
 
 }  // namespace
+
+std::uint64_t with_patch(std::uint64_t patches, std::uint64_t offset_bytes, ByteView bytes) {
+  const std::uint64_t parts[3] = {patches, offset_bytes, xxh3(bytes)};
+  return xxh3(std::as_bytes(std::span(parts)));
+}
 
 CachedCopy::CachedCopy(CacheStore& store, CopyMeta meta, std::string data_path)
     : store_(store),
@@ -51,7 +59,7 @@ CachedCopy::CachedCopy(CacheStore& store, CopyMeta meta, std::string data_path)
 
 CachedCopy::~CachedCopy() {
   FM_ASSERT(pins_ == 0);
-  store_.closed_descriptors((reader_ ? 1 : 0) + (writer_ ? 1 : 0));
+  store_.closed_descriptors((reader_ ? 1 : 0) + (writer_ ? 1 : 0) + (sidecar_ ? 1 : 0));
   if (!dropped_) return;
   // The sidecar first: data without one is rubbish to the next start, never the reverse.
   if (!posix::remove_file(meta_path_) || !posix::remove_file(data_path_)) {
@@ -62,6 +70,16 @@ CachedCopy::~CachedCopy() {
 std::vector<ChunkId> CachedCopy::chunks() const {
   const MutexLock lock(mutex_);
   return chunks_;
+}
+
+PatchedBlocks CachedCopy::patched_blocks() const {
+  const MutexLock lock(mutex_);
+  return patched_;
+}
+
+void CachedCopy::set_patched_blocks(PatchedBlocks blocks) {
+  const MutexLock lock(mutex_);
+  patched_ = std::move(blocks);
 }
 
 CopyMeta CachedCopy::meta() const {
@@ -124,6 +142,7 @@ Status CachedCopy::save_meta(posix::Durability durability) {
     save_stale_ = false;
   }
   const std::string bytes = encode_copy_meta(meta);
+  close_sidecar();
   const Status status = store_.with_room(bytes.size(), this, CacheStore::For::kReader, [&] {
     return posix::replace_file(meta_path_, as_bytes(bytes), durability);
   });
@@ -134,6 +153,38 @@ Status CachedCopy::save_meta(posix::Durability durability) {
     save_stale_ = true;
   }
   return status;
+}
+
+void CachedCopy::close_sidecar() {
+  if (std::exchange(sidecar_, nullptr)) store_.closed_descriptors(1);
+  steps_ = 0;
+}
+
+// A sidecar of a big file is big: where only a few blocks moved on, that is appended.
+Status CachedCopy::save_step(const CommitStep& step) {
+  {
+    const MutexLock order(save_mutex_);
+    bool marked = false;
+    {
+      const MutexLock lock(mutex_);
+      marked = marked_on_disk_ && !save_stale_;
+    }
+    if (marked && !sidecar_) {
+      auto opened = posix::open_file(meta_path_, O_WRONLY | O_APPEND);
+      if (opened) {
+        sidecar_ = std::move(*opened);
+        store_.opened_descriptor();
+      }
+    }
+    const std::string bytes = encode_step(step);
+    const bool room = marked && sidecar_ && steps_ < kStepsMax;
+    if (room && ::write(sidecar_->get(), bytes.data(), bytes.size()) ==
+                    static_cast<ssize_t>(bytes.size())) {
+      ++steps_;
+      return {};
+    }
+  }
+  return save_meta(posix::Durability::kNone);
 }
 
 // --- descriptors ---------------------------------------------------------------------------------
@@ -416,6 +467,20 @@ Result<Buffer> CachedCopy::read_all(std::uint64_t size_max_bytes) {
   return buffer.slice(0, size);
 }
 
+namespace {
+/// Until its write has been noted.
+class WriteUnderWay {
+ public:
+  explicit WriteUnderWay(std::atomic<std::uint32_t>& count) : count_(count) { ++count_; }
+  WriteUnderWay(const WriteUnderWay&) = delete;
+  WriteUnderWay& operator=(const WriteUnderWay&) = delete;
+  ~WriteUnderWay() { --count_; }
+
+ private:
+  std::atomic<std::uint32_t>& count_;
+};
+}  // namespace
+
 // Only after the write has ended: a scan in between may or may not have seen the bytes, so the next
 // one must look again.
 void CachedCopy::note_written(std::uint64_t begin_bytes, std::uint64_t end_bytes) {
@@ -434,6 +499,7 @@ Status CachedCopy::write_at(std::uint64_t offset_bytes, ByteView bytes) {
   if (bytes.empty()) return {};
   const std::uint64_t end = offset_bytes + bytes.size();
   if (end > kFileSizeMax) return std::errc::file_too_large;
+  const WriteUnderWay under_way(writes_under_way_);
   const Status status = write_retrying(offset_bytes, bytes);
   std::uint64_t size = size_bytes();
   if (status) {
@@ -463,6 +529,7 @@ Status CachedCopy::truncate(std::uint64_t size) {
   FM_DASSERT(maybe_dirty() || meta().updating);
   FM_TRY(const auto fd, writer());
   FM_TRY(const auto before, posix::stat_file(*fd));
+  const WriteUnderWay under_way(writes_under_way_);
   if (::ftruncate(fd->get(), static_cast<off_t>(size)) != 0) return last_errno();
   size_bytes_ = size;
   note_written(std::min(before.size_bytes, size), std::max(before.size_bytes, size));
@@ -474,6 +541,7 @@ Status CachedCopy::punch(std::uint64_t offset_bytes, std::uint64_t size) {
   if (!complete()) return Errc::kRetry;
   FM_DASSERT(maybe_dirty() || meta().updating);
   FM_TRY(const auto fd, writer());
+  const WriteUnderWay under_way(writes_under_way_);
   const Status status = ::fallocate(fd->get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                     static_cast<off_t>(offset_bytes), static_cast<off_t>(size)) == 0
                             ? Status()
@@ -488,6 +556,7 @@ Status CachedCopy::allocate(std::uint64_t offset_bytes, std::uint64_t size, bool
   FM_DASSERT(maybe_dirty() || meta().updating);
   if (offset_bytes + size > kFileSizeMax) return std::errc::file_too_large;
   FM_TRY(const auto fd, writer());
+  const WriteUnderWay under_way(writes_under_way_);
   const auto attempt = [&]() -> Status {
     if (::fallocate(fd->get(), keep_size ? FALLOC_FL_KEEP_SIZE : 0,
                     static_cast<off_t>(offset_bytes), static_cast<off_t>(size)) == 0) {
@@ -616,6 +685,147 @@ Result<ChangeScan> CachedCopy::changed_blocks() {
   return scan;
 }
 
+Result<std::optional<DirtyBytes>> CachedCopy::dirty_bytes(const DirtyLimits& limits) {
+  std::optional<DirtyBytes> none;
+  DirtyBytes out;
+  std::uint64_t total = 0;
+  {
+    const MutexLock lock(mutex_);
+    const bool exact = complete() && !untracked_ && !updating_ && clean_known_;
+    if (!exact || clean_.size_bytes <= kInlineBytesMax || size_bytes() < clean_.size_bytes)
+      return none;
+    scanned_.add_all(dirty_);
+    dirty_.clear();
+    out.ranges = scanned_.ranges();
+    if (out.ranges.empty() || out.ranges.size() > limits.ranges_max) return none;
+    // What grew the file is in the ranges. A write that has not ended yet is not.
+    out.size_bytes = std::min(std::max(clean_.size_bytes, out.ranges.back().end_bytes),
+                              size_bytes_.load(std::memory_order_acquire));
+    for (ByteRange& range : out.ranges) {
+      range.end_bytes = std::min(range.end_bytes, out.size_bytes);
+      if (range.begin_bytes >= range.end_bytes) return none;  // it was cut there: rare
+      total += range.end_bytes - range.begin_bytes;
+    }
+    if (total > limits.bytes_max) return none;
+  }
+  FM_TRY(const auto fd, reader());
+  out.taken_ns = wall_ns();
+  FM_TRY(const auto st, posix::stat_file(*fd));
+  out.ctime_ns = st.ctime_ns;
+  out.bytes = Buffer::allocate(total);
+  std::uint64_t at = 0;
+  for (const ByteRange& range : out.ranges) {
+    const auto part = out.bytes.mutable_view().subspan(at, range.end_bytes - range.begin_bytes);
+    FM_TRY(const auto size, posix::read_at(*fd, range.begin_bytes, part));
+    if (size != part.size()) return none;  // cut just now
+    at += size;
+  }
+  return std::optional(std::move(out));
+}
+
+Status CachedCopy::note_patched(Version version, const DirtyBytes& sent) {
+  CommitStep step{version, sent.size_bytes, sent.ctime_ns, sent.taken_ns, {}};
+  for (const ByteRange& range : sent.ranges) {
+    auto block = static_cast<std::uint32_t>(range.begin_bytes / kBlockSizeBytes);
+    const auto last = static_cast<std::uint32_t>((range.end_bytes - 1) / kBlockSizeBytes);
+    if (!step.blocks.empty() && step.blocks.back() == block) ++block;
+    for (; block <= last; ++block) step.blocks.push_back(block);
+  }
+  store_.adopt(*this, version);
+  {
+    const MutexLock lock(mutex_);
+    note_patched_blocks(sent);
+    Version base;
+    apply_step(step, base, clean_, chunks_);
+    ++clean_states_;
+    scanned_.clear();
+  }
+  // The cluster has it: what the sidecar says is of use to the next start only.
+  if (const Status saved = save_step(step); !saved) {
+    spdlog::warn("cache: cannot write {}: {}", meta_path_, saved.error().message());
+  }
+  return {};
+}
+
+/// As the cluster keeps them: cut where a block ends, one after the other.
+void CachedCopy::note_patched_blocks(const DirtyBytes& sent) {
+  std::uint64_t at = 0;
+  for (const ByteRange& range : sent.ranges) {
+    for (std::uint64_t begin = range.begin_bytes; begin < range.end_bytes;) {
+      const std::uint64_t block = begin / kBlockSizeBytes;
+      const std::uint64_t end = std::min(range.end_bytes, (block + 1) * kBlockSizeBytes);
+      const auto index = static_cast<std::uint32_t>(block);
+      const bool whole = index < chunks_.size() && chunks_[index] != kPatchedChunk;
+      if (whole) patched_.insert_or_assign(index, PatchedBlock{chunks_[index], 0});
+      // Beyond the former end there was nothing, where the list of chunks is known at all.
+      if (!chunks_.empty() && index >= chunks_.size()) patched_.try_emplace(index);
+      if (const auto known = patched_.find(index); known != patched_.end()) {
+        const ByteView bytes = sent.bytes.view().subspan(at, end - begin);
+        known->second.patches = with_patch(known->second.patches, begin, bytes);
+        if (whole) chunks_[index] = kPatchedChunk;
+      }
+      at += end - begin;
+      begin = end;
+    }
+  }
+}
+
+Result<std::optional<Buffer>> CachedCopy::clean_block(std::uint32_t index) {
+  const std::uint64_t begin = std::uint64_t{index} * kBlockSizeBytes;
+  std::uint64_t end = 0;
+  {
+    const MutexLock lock(mutex_);
+    if (!complete() || !clean_known_ || index >= clean_.digests.size())
+      return std::optional<Buffer>();
+    end = std::min(begin + kBlockSizeBytes, clean_.size_bytes);
+  }
+  FM_TRY(const auto fd, reader());
+  Buffer bytes = Buffer::allocate(end - begin);
+  FM_TRY(const auto size, posix::read_at(*fd, begin, bytes.mutable_view()));
+  const std::uint64_t digest = block_digest(bytes.view());
+  const MutexLock lock(mutex_);
+  if (index >= clean_.digests.size()) return std::optional<Buffer>();
+  const std::uint64_t known = clean_.digests[index];
+  // A write that came meanwhile has been noted, or is under way.
+  const bool unwritten = !untracked_ && writes_under_way_ == 0 && !dirty_.intersects(begin, end) &&
+                         !scanned_.intersects(begin, end);
+  const bool clean =
+      size == bytes.size() && (known == digest || (known == kStaleDigest && unwritten));
+  if (!clean) return std::optional<Buffer>();
+  return std::optional(std::move(bytes));
+}
+
+Status CachedCopy::settle_digests() {
+  std::vector<std::uint64_t> stale;
+  std::uint64_t size_bytes = 0;
+  std::uint64_t clean_state = 0;
+  {
+    const MutexLock lock(mutex_);
+    if (!complete() || untracked_ || updating_ || !clean_known_) return {};
+    size_bytes = clean_.size_bytes;
+    clean_state = clean_states_;
+    for (std::uint64_t block = 0; block < clean_.digests.size(); ++block) {
+      if (clean_.digests[block] == kStaleDigest) stale.push_back(block);
+    }
+  }
+  if (stale.empty()) return {};
+  FM_TRY(const auto fd, reader());
+  Bytes buffer(kBlockSizeBytes);
+  for (const std::uint64_t block : stale) {
+    const std::uint64_t begin = block * kBlockSizeBytes;
+    const std::uint64_t end = std::min(begin + kBlockSizeBytes, size_bytes);
+    FM_TRY(const auto size, posix::read_at(*fd, begin, {buffer.data(), end - begin}));
+    const std::uint64_t digest = block_digest({buffer.data(), size});
+    const MutexLock lock(mutex_);
+    if (clean_states_ != clean_state) return {};  // what was read may be of the one before
+    // It may hold a write that came since: such a write has been noted, or is under way.
+    const bool same = writes_under_way_ == 0 && !dirty_.intersects(begin, end) &&
+                      !scanned_.intersects(begin, end);
+    if (same) clean_.digests[block] = digest;
+  }
+  return save_meta(posix::Durability::kNone);
+}
+
 Status CachedCopy::note_clean(Version version, const ChangeScan& scan, std::vector<ChunkId> chunks,
                               After after) {
   FM_ASSERT(scan.digests.size() == block_count_of(scan.size_bytes));
@@ -632,7 +842,11 @@ Status CachedCopy::note_clean(Version version, const ChangeScan& scan, std::vect
     clean_.size_bytes = scan.size_bytes;
     clean_.digests = scan.digests;
     clean_known_ = true;
+    ++clean_states_;
     chunks_ = std::move(chunks);
+    std::erase_if(patched_, [&](const auto& block) FM_REQUIRES(mutex_) {
+      return block.first >= chunks_.size() || chunks_[block.first] != kPatchedChunk;
+    });
     scanned_.clear();
     if (std::exchange(updating_, false)) ++updates_;
     if (after == After::kClosed && dirty_.empty() && !written_since) {

@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <functional>
 #include <list>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -43,6 +44,30 @@ struct ChangeScan {
   std::int64_t taken_ns = 0;
   bool modified() const { return size_changed || !changed.empty(); }
 };
+
+/// What was written since the last clean state, exactly.
+struct DirtyBytes {
+  std::vector<ByteRange> ranges;  ///< ascending, apart, within the size; at least one
+  Buffer bytes;                   ///< of the ranges, one after the other
+  std::uint64_t size_bytes = 0;   ///< of the file
+  std::int64_t ctime_ns = 0;
+  std::int64_t taken_ns = 0;
+};
+struct DirtyLimits {
+  std::size_t ranges_max = 0;
+  std::uint64_t bytes_max = 0;
+};
+
+/// What a block with patches over its chunk is made of: as long as the cluster says the same, or
+/// the same and more patches, a newer version needs no chunk.
+struct PatchedBlock {
+  ChunkId base;               ///< none: a hole
+  std::uint64_t patches = 0;  ///< with_patch() of each in turn, from 0
+  bool operator==(const PatchedBlock&) const = default;
+};
+using PatchedBlocks = std::map<std::uint32_t, PatchedBlock>;
+/// `patches` and one more, of a part of one block. Not kept on disk.
+std::uint64_t with_patch(std::uint64_t patches, std::uint64_t offset_bytes, ByteView bytes);
 
 class CachedCopy {
  public:
@@ -72,6 +97,10 @@ class CachedCopy {
   Result<BackingStat> stat();
   /// Of version base(), one per block; empty if inline or unknown.
   std::vector<ChunkId> chunks() const;
+  /// Of version base(), as far as is known: blocks that are kPatchedChunk.
+  PatchedBlocks patched_blocks() const;
+  /// Before finish_fill() or note_clean() of the version that it is said of.
+  void set_patched_blocks(PatchedBlocks blocks);
   CopyMeta meta() const;
 
   /// Descriptors, opened at first use and kept. The cache closes those of unpinned copies when it
@@ -129,6 +158,19 @@ class CachedCopy {
   /// Blocking. Finds the changed blocks; reads only those that may have changed. Ranges written
   /// from now on belong to the next scan. Errc::kRetry while filling.
   Result<ChangeScan> changed_blocks();
+  /// What a commit of a few bytes needs, without a look at the rest: cheap enough for any thread.
+  /// None if it is not known exactly or is more than `limits` (ask changed_blocks()), if nothing
+  /// was written, or if the content was or is inline or has shrunk. Ranges written from now on
+  /// belong to the next commit.
+  Result<std::optional<DirtyBytes>> dirty_bytes(const DirtyLimits& limits);
+  /// `sent` over base() is version `version`. Cheap: the digests of the blocks that it touched are
+  /// left to settle_digests().
+  Status note_patched(Version version, const DirtyBytes& sent);
+  /// Blocking. Digests blocks that note_patched() left, unless they were written to since; writers
+  /// must all be tracked.
+  Status settle_digests();
+  /// Blocking. The block's bytes if they surely are those of the clean state.
+  Result<std::optional<Buffer>> clean_block(std::uint32_t index);
   /// Blocking. The state of `scan` is version `version` (which may be the old one, when nothing had
   /// changed). `chunks` as in finish_fill. With kClosed the copy stays maybe dirty if something was
   /// written since the scan: ask maybe_dirty().
@@ -184,7 +226,10 @@ class CachedCopy {
   void take_descriptors(std::vector<std::shared_ptr<Fd>>& out);
   Status write_retrying(std::uint64_t offset_bytes, ByteView bytes);
   Status save_meta(posix::Durability durability) FM_EXCLUDES(mutex_);
+  Status save_step(const CommitStep& step) FM_EXCLUDES(mutex_);
+  void close_sidecar() FM_REQUIRES(save_mutex_);
   Status end_fill_by_truncation();
+  void note_patched_blocks(const DirtyBytes& sent) FM_REQUIRES(mutex_);
   void note_written(std::uint64_t begin_bytes, std::uint64_t end_bytes);
   void recharge();
   void wake_waiters();
@@ -214,12 +259,15 @@ class CachedCopy {
   std::atomic<std::uint32_t> pins_{0};
   std::atomic<std::uint64_t> updates_{0};
   std::atomic<std::int64_t> last_use_ns_;
-  std::atomic<std::uint64_t> uncharged_bytes_{0};  // written since the last recharge()
+  std::atomic<std::uint32_t> writes_under_way_{0};  // tracked ones that are not noted yet
+  std::atomic<std::uint64_t> uncharged_bytes_{0};   // written since the last recharge()
 
   // Lock order: CacheStore::mutex_, then these; save_mutex_ before mutex_. No I/O under mutex_ but
   // the opening of a descriptor, has_writable_users() and arm_access_time().
   Mutex append_mutex_;
-  Mutex save_mutex_;  // orders writes of the sidecar
+  Mutex save_mutex_;                                        // orders writes of the sidecar
+  std::shared_ptr<Fd> sidecar_ FM_GUARDED_BY(save_mutex_);  // open while steps are appended
+  std::uint32_t steps_ FM_GUARDED_BY(save_mutex_) = 0;      // appended to it
   mutable Mutex mutex_;
   std::shared_ptr<Fd> reader_ FM_GUARDED_BY(mutex_);
   std::shared_ptr<Fd> writer_ FM_GUARDED_BY(mutex_);
@@ -236,7 +284,9 @@ class CachedCopy {
   bool marked_on_disk_ FM_GUARDED_BY(mutex_) = false;  // the sidecar says maybe dirty
   bool save_stale_ FM_GUARDED_BY(mutex_) = false;      // it is behind what is known here
   Fingerprint clean_ FM_GUARDED_BY(mutex_);
+  std::uint64_t clean_states_ FM_GUARDED_BY(mutex_) = 0;  // that it has been, while writers lived
   std::vector<ChunkId> chunks_ FM_GUARDED_BY(mutex_);
+  PatchedBlocks patched_ FM_GUARDED_BY(mutex_);
   std::string path_hint_ FM_GUARDED_BY(mutex_);
   std::uint32_t mode_ FM_GUARDED_BY(mutex_);
 

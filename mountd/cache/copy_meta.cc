@@ -8,8 +8,9 @@
 namespace fermata::mountd {
 namespace {
 
-constexpr std::uint32_t kMagic = 0x4d434d46;  // "FMCM"
-constexpr std::uint16_t kFormatVersion = 1;
+constexpr std::uint32_t kMagic = 0x4d434d46;      // "FMCM"
+constexpr std::uint16_t kFormatVersion = 2;       // 1 had no steps
+constexpr std::uint32_t kStepMagic = 0x53434d46;  // "FMCS"
 
 enum Flag : std::uint16_t {
   kComplete = 1,
@@ -41,13 +42,27 @@ struct Header {
 };
 static_assert(sizeof(Header) == 96 && std::is_trivially_copyable_v<Header>);
 
+// Followed by `block_count` x u32. The checksum covers both with this field as zero.
+struct StepHeader {
+  std::uint32_t magic;
+  std::uint32_t checksum;
+  std::uint64_t base_version;
+  std::uint64_t size_bytes;
+  std::int64_t ctime_ns;
+  std::int64_t taken_ns;
+  std::uint32_t block_count;
+  std::uint32_t reserved;
+};
+static_assert(sizeof(StepHeader) == 48 && std::is_trivially_copyable_v<StepHeader>);
+
 bool all_zero(ByteView bytes) {
   if (bytes.empty()) return true;
   return bytes[0] == std::byte{0} &&
          std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0;
 }
 
-std::uint32_t checksum_of(Header header, ByteView rest) {
+template <class Head>
+std::uint32_t checksum_of(Head header, ByteView rest) {
   header.checksum = 0;
   return crc32c(rest, crc32c({reinterpret_cast<const std::byte*>(&header), sizeof header}));
 }
@@ -57,8 +72,59 @@ std::uint32_t checksum_of(Header header, ByteView rest) {
 std::uint64_t block_digest(ByteView bytes) {
   if (all_zero(bytes)) return kHoleDigest;
   const std::uint64_t digest = xxh3(bytes);
-  return digest == kHoleDigest ? 1 : digest;
+  return digest == kHoleDigest || digest == kStaleDigest ? 1 : digest;
 }
+
+void apply_step(CommitStep step, Version& base, Fingerprint& clean, std::vector<ChunkId>& chunks) {
+  base = step.base;
+  // A block that ended early ends later now.
+  if (step.size_bytes > clean.size_bytes && clean.size_bytes % kBlockSizeBytes != 0)
+    step.blocks.push_back(static_cast<std::uint32_t>(clean.size_bytes / kBlockSizeBytes));
+  clean.size_bytes = step.size_bytes;
+  clean.ctime_ns = step.ctime_ns;
+  clean.taken_ns = step.taken_ns;
+  clean.digests.resize(block_count_of(step.size_bytes), kHoleDigest);
+  if (!chunks.empty()) chunks.resize(clean.digests.size());
+  for (const std::uint32_t block : step.blocks) {
+    if (block < clean.digests.size()) clean.digests[block] = kStaleDigest;
+    if (block < chunks.size()) chunks[block] = kPatchedChunk;
+  }
+}
+
+std::string encode_step(const CommitStep& step) {
+  std::string rest;
+  for (const std::uint32_t block : step.blocks) append_le(rest, block);
+  StepHeader header{};
+  header.magic = kStepMagic;
+  header.base_version = step.base.value();
+  header.size_bytes = step.size_bytes;
+  header.ctime_ns = step.ctime_ns;
+  header.taken_ns = step.taken_ns;
+  header.block_count = static_cast<std::uint32_t>(step.blocks.size());
+  header.checksum = checksum_of(header, as_bytes(rest));
+  std::string out;
+  append_le(out, header);
+  return out + rest;
+}
+
+namespace {
+/// Takes one from the front of `bytes`; none if it is not whole.
+std::optional<CommitStep> take_step(ByteView& bytes) {
+  if (bytes.size() < sizeof(StepHeader)) return std::nullopt;
+  const auto header = load_le<StepHeader>(bytes.data());
+  const ByteView after = bytes.subspan(sizeof header);
+  const std::uint64_t size = std::uint64_t{header.block_count} * sizeof(std::uint32_t);
+  if (header.magic != kStepMagic || size > after.size() ||
+      header.checksum != checksum_of(header, after.first(size)))
+    return std::nullopt;
+  CommitStep step{
+      Version(header.base_version), header.size_bytes, header.ctime_ns, header.taken_ns, {}};
+  for (std::uint64_t at = 0; at < size; at += sizeof(std::uint32_t))
+    step.blocks.push_back(load_le<std::uint32_t>(after.data() + at));
+  bytes = after.subspan(size);
+  return step;
+}
+}  // namespace
 
 std::string encode_copy_meta(const CopyMeta& meta) {
   std::string rest;
@@ -99,13 +165,15 @@ std::string encode_copy_meta(const CopyMeta& meta) {
 Result<CopyMeta> decode_copy_meta(ByteView bytes) {
   if (bytes.size() < sizeof(Header)) return Errc::kBadMessage;
   const auto header = load_le<Header>(bytes.data());
-  const ByteView rest = bytes.subspan(sizeof header);
   if (header.magic != kMagic) return Errc::kBadMessage;
   if (header.format_version > kFormatVersion) return Errc::kVersionMismatch;
-  if (header.format_version == 0 || header.file_size_bytes != bytes.size() ||
-      header.checksum != checksum_of(header, rest)) {
+  if (header.format_version == 0 || header.file_size_bytes < sizeof header ||
+      header.file_size_bytes > bytes.size()) {
     return Errc::kBadMessage;
   }
+  const ByteView rest = bytes.subspan(sizeof header, header.file_size_bytes - sizeof header);
+  ByteView steps = bytes.subspan(header.file_size_bytes);
+  if (header.checksum != checksum_of(header, rest)) return Errc::kBadMessage;
   const std::uint64_t digests_size = std::uint64_t{header.digest_count} * sizeof(std::uint64_t);
   const std::uint64_t chunks_size = std::uint64_t{header.chunk_count} * ChunkId::kSizeBytes;
   if (digests_size + chunks_size + header.path_size_bytes != rest.size() ||
@@ -138,6 +206,10 @@ Result<CopyMeta> decode_copy_meta(ByteView bytes) {
     at += ChunkId::kSizeBytes;
   }
   meta.path_hint = as_text({at, header.path_size_bytes});
+  while (auto step = take_step(steps)) {
+    if (step->size_bytes > kFileSizeMax) return Errc::kBadMessage;
+    apply_step(std::move(*step), meta.base, meta.clean, meta.chunks);
+  }
   return meta;
 }
 

@@ -16,6 +16,12 @@ namespace fermata::mountd {
 inline constexpr std::uint64_t kBlockSizeBytes = kChunkSizeBytes;
 /// The digest of a block that holds only zeros, on disk or as a hole.
 inline constexpr std::uint64_t kHoleDigest = 0;
+/// Stands for the digest of a block that was committed without being read: no block has it, so one
+/// that is compared with it counts as changed.
+inline constexpr std::uint64_t kStaleDigest = UINT64_MAX;
+/// Stands for the chunk of a block whose content no chunk is: patches lie over one. No chunk has
+/// it.
+inline constexpr ChunkId kPatchedChunk{0xff, {}};
 
 /// XXH3 of a block's bytes (fewer than kBlockSizeBytes at the end of a file), or kHoleDigest.
 std::uint64_t block_digest(ByteView bytes);
@@ -46,13 +52,27 @@ struct CopyMeta {
   bool clean_known = true;   ///< false: `clean` was never a version; the copy counts as modified
   std::int64_t last_use_ns = 0;  ///< wall clock
   Fingerprint clean;
-  std::vector<ChunkId> chunks;  ///< of version `base`, one per block; empty: inline or unknown
-  std::string path_hint;        ///< the last known name, for people
+  /// Of version `base`, one per block (or kPatchedChunk); empty: inline or unknown.
+  std::vector<ChunkId> chunks;
+  std::string path_hint;  ///< the last known name, for people
   bool operator==(const CopyMeta&) const = default;
 };
 
+/// A commit that changed few bytes, appended to the sidecar instead of a new one.
+struct CommitStep {
+  Version base;                  ///< that it became
+  std::uint64_t size_bytes = 0;  ///< of that version
+  std::int64_t ctime_ns = 0;
+  std::int64_t taken_ns = 0;
+  std::vector<std::uint32_t> blocks;  ///< whose digests and chunks are not known any more
+};
+void apply_step(CommitStep step, Version& base, Fingerprint& clean, std::vector<ChunkId>& chunks);
+std::string encode_step(const CommitStep& step);
+
 std::string encode_copy_meta(const CopyMeta& meta);
-/// Errors: Errc::kBadMessage (damaged); Errc::kVersionMismatch (written by a newer mountd).
+/// With the steps that follow it; a last one that is cut off is left out, as it would be had the
+/// writer died a moment earlier. Errors: Errc::kBadMessage (damaged); Errc::kVersionMismatch
+/// (written by a newer mountd).
 Result<CopyMeta> decode_copy_meta(ByteView bytes);
 
 }  // namespace fermata::mountd

@@ -12,6 +12,7 @@
 #include <fstream>
 #include <thread>
 
+#include "common/base/checksum.h"
 #include "common/env/random.h"
 #include "test/support/print.h"
 
@@ -22,6 +23,7 @@ namespace fs = std::filesystem;
 constexpr std::uint64_t kMiB = 1 << 20;
 constexpr ClusterId kCluster{{1, 2, 3}};
 constexpr auto kClosed = CachedCopy::After::kClosed;
+constexpr auto kStillWritable = CachedCopy::After::kStillWritable;
 constexpr auto kTracked = CachedCopy::Writes::kTracked;
 constexpr auto kUntracked = CachedCopy::Writes::kUntracked;
 
@@ -285,6 +287,240 @@ TEST_CASE("CacheStore: changed_blocks finds exactly the changed blocks", "[mount
     CHECK(scan_of().changed == Blocks{1, 3});
     CHECK(scan_of().digests[1] == kHoleDigest);
   }
+}
+
+struct Tracked {
+  Tracked() : store(open_store(options_for(dir.path))), bytes(random_bytes(4 * kMiB + 100, 1)) {
+    copy = fill(*store, 1, 1, bytes);
+    REQUIRE(copy->mark_maybe_dirty(kTracked));
+  }
+  void write(std::uint64_t offset, std::string_view text) {
+    REQUIRE(copy->write_at(offset, as_bytes(text)));
+    if (bytes.size() < offset + text.size()) bytes.resize(offset + text.size());
+    std::memcpy(bytes.data() + offset, text.data(), text.size());
+  }
+  std::optional<DirtyBytes> dirty() {
+    auto found = copy->dirty_bytes({4, 1000});
+    REQUIRE(found);
+    return std::move(*found);
+  }
+  void reopen() {
+    copy = {};
+    store.reset();
+    store = open_store(options_for(dir.path));
+  }
+  TempDir dir;
+  std::unique_ptr<CacheStore> store;
+  Bytes bytes;
+  CachePin copy;
+};
+using Ranges = std::vector<ByteRange>;
+
+TEST_CASE_METHOD(Tracked, "CachedCopy: the bytes that were written are known exactly",
+                 "[mountd][cache]") {
+  CHECK_FALSE(dirty());
+  write(10, "abc");
+  write(kMiB - 1, "xy");
+  write(11, "B");
+  const auto found = dirty();
+  REQUIRE(found);
+  CHECK(found->ranges == Ranges{{10, 13}, {kMiB - 1, kMiB + 1}});
+  CHECK(as_text(found->bytes.view()) == "aBcxy");
+  CHECK(found->size_bytes == bytes.size());
+  // Until they are committed they are all to be sent.
+  write(20, "later");
+  CHECK(dirty()->ranges.size() == 3);
+  REQUIRE(copy->note_patched(Version(2), *found));
+  CHECK(copy->base() == Version(2));
+  CHECK_FALSE(copy->is_modified().value());
+  write(kMiB, "q");
+  CHECK(dirty()->ranges == Ranges{{kMiB, kMiB + 1}});
+  // What came after the ones that were sent is the next commit's.
+  const auto sent = dirty();
+  write(30, "r");
+  REQUIRE(copy->note_patched(Version(3), *sent));
+  CHECK(copy->is_modified().value());
+  CHECK(dirty()->ranges == Ranges{{30, 31}});
+}
+
+TEST_CASE_METHOD(Tracked, "CachedCopy: more than a few bytes, and a cut file, are for a scan",
+                 "[mountd][cache]") {
+  SECTION("bytes") { write(0, std::string(1001, 'x')); }
+  SECTION("ranges") {
+    for (std::uint64_t i = 0; i < 5; ++i) write(i * 100, "x");
+  }
+  SECTION("it has shrunk") {
+    write(0, "x");
+    REQUIRE(copy->truncate(4 * kMiB));
+    bytes.resize(4 * kMiB);
+  }
+  SECTION("others may have written") {
+    write(0, "x");
+    copy->expect_untracked_writes();
+  }
+  CHECK_FALSE(dirty());
+  const auto scan = copy->changed_blocks();
+  REQUIRE(scan);
+  CHECK(scan->modified());
+  REQUIRE(copy->note_clean(Version(2), *scan, {}, kClosed));
+  CHECK(content_of(*copy) == bytes);
+}
+
+TEST_CASE_METHOD(Tracked, "CachedCopy: a file that grows a little is patched", "[mountd][cache]") {
+  write(bytes.size(), "tail");
+  auto found = dirty();
+  REQUIRE(found);
+  CHECK(found->size_bytes == bytes.size());
+  CHECK(found->ranges == Ranges{{bytes.size() - 4, bytes.size()}});
+  REQUIRE(copy->note_patched(Version(2), *found));
+  CHECK_FALSE(copy->is_modified().value());
+  // What was grown and cut again is not part of it.
+  write(7, "x");
+  REQUIRE(copy->write_at(bytes.size(), as_bytes("gone")));
+  REQUIRE(copy->truncate(bytes.size() + 2));
+  found = dirty();
+  REQUIRE(found);
+  CHECK(found->size_bytes == bytes.size() + 2);
+  CHECK(found->ranges.back().end_bytes == bytes.size() + 2);
+}
+
+TEST_CASE_METHOD(Tracked, "CachedCopy: blocks that were patched count as changed until digested",
+                 "[mountd][cache]") {
+  write(kMiB + 5, "abc");
+  REQUIRE(copy->note_patched(Version(2), *dirty()));
+  SECTION("settled") {
+    REQUIRE(copy->settle_digests());
+    REQUIRE(copy->mark_maybe_dirty(kUntracked));
+    CHECK_FALSE(copy->changed_blocks()->modified());
+    copy->note_closed();
+    reopen();
+    CHECK(store->recovered_dirty().empty());
+  }
+  SECTION("not settled") {
+    copy->expect_untracked_writes();
+    CHECK(copy->changed_blocks()->changed == Blocks{1});
+  }
+  SECTION("written since") {
+    write(kMiB + 9, "d");
+    REQUIRE(copy->settle_digests());
+    copy->expect_untracked_writes();
+    CHECK(copy->changed_blocks()->changed == Blocks{1});
+  }
+}
+
+TEST_CASE_METHOD(Tracked, "CachedCopy: it is known what patched blocks are made of",
+                 "[mountd][cache]") {
+  const auto some_id = [](std::uint64_t number) {
+    return chunk_id_of(as_bytes(std::to_string(number)));
+  };
+  const std::vector<ChunkId> ids{some_id(1), {}, some_id(3), kPatchedChunk, some_id(5)};
+  const auto scan = copy->changed_blocks();
+  REQUIRE(scan);
+  REQUIRE(copy->note_clean(Version(2), *scan, ids, kStillWritable));
+  CHECK(copy->patched_blocks().empty());
+  write(kMiB - 1, "ab");  // over a boundary
+  write(2 * kMiB + 7, "c");
+  write(3 * kMiB, "d");  // of this one nothing was known
+  REQUIRE(copy->note_patched(Version(3), *dirty()));
+  write(kMiB + 100, "e");
+  REQUIRE(copy->note_patched(Version(4), *dirty()));
+  const auto b = with_patch(0, kMiB, as_bytes("b"));
+  const PatchedBlocks expected{{0, {some_id(1), with_patch(0, kMiB - 1, as_bytes("a"))}},
+                               {1, {ChunkId{}, with_patch(b, kMiB + 100, as_bytes("e"))}},
+                               {2, {some_id(3), with_patch(0, 2 * kMiB + 7, as_bytes("c"))}}};
+  CHECK((copy->patched_blocks() == expected));
+  // A block that is sent as a chunk is patched no more.
+  copy->expect_untracked_writes();
+  const auto next = copy->changed_blocks();
+  REQUIRE(next);
+  auto chunks = copy->chunks();
+  CHECK(chunks[0] == kPatchedChunk);
+  chunks[0] = some_id(9);
+  REQUIRE(copy->note_clean(Version(5), *next, chunks, kStillWritable));
+  CHECK(copy->patched_blocks().size() == 2);
+}
+
+TEST_CASE_METHOD(Tracked, "CachedCopy: a block's clean bytes, if they can be had",
+                 "[mountd][cache]") {
+  const auto block = [&](std::uint32_t index) {
+    const auto found = copy->clean_block(index);
+    REQUIRE(found);
+    return *found;
+  };
+  const auto same = [&](const Buffer& found, std::uint64_t begin) {
+    return std::ranges::equal(found.view(), ByteView(bytes).subspan(begin, found.size()));
+  };
+  CHECK(same(*block(0), 0));
+  CHECK(block(4)->size() == 100);
+  CHECK_FALSE(block(5));
+  write(kMiB + 3, "abc");
+  CHECK_FALSE(block(1));
+  CHECK(block(0));
+  const auto sent = dirty();
+  CHECK_FALSE(block(1));  // not committed yet
+  REQUIRE(copy->note_patched(Version(2), *sent));
+  REQUIRE(block(1));
+  CHECK(same(*block(1), kMiB));
+  // Nobody knows any more.
+  copy->expect_untracked_writes();
+  CHECK_FALSE(block(1));
+  CHECK(block(0));
+}
+
+TEST_CASE_METHOD(Tracked,
+                 "CachedCopy: digesting beside commits takes no older bytes for the newest",
+                 "[mountd][cache]") {
+  std::atomic<bool> ended{false};
+  std::thread settling([&] {
+    while (!ended) (void)copy->settle_digests();
+  });
+  for (std::uint64_t version = 2; version < 3000; ++version) {
+    write(kMiB + 5, std::string(1, static_cast<char>('a' + version % 7)));
+    REQUIRE(copy->note_patched(Version(version), *dirty()));
+    // Whatever is known of the block is true of what was committed last.
+    const std::uint64_t known = copy->meta().clean.digests[1];
+    const bool right =
+        known == kStaleDigest || known == block_digest(ByteView(bytes).subspan(kMiB, kMiB));
+    if (!right) FAIL("after version " << version);
+  }
+  ended = true;
+  settling.join();
+}
+
+TEST_CASE_METHOD(Tracked, "CachedCopy: after a crash its base is the version last committed",
+                 "[mountd][cache]") {
+  const std::string meta = copy->data_path().substr(0, copy->data_path().size() - 4) + "meta";
+  const auto size_before = fs::file_size(meta);
+  for (std::uint64_t version = 2; version < 1500; ++version) {
+    write(version * 2000, "v" + std::to_string(version));
+    REQUIRE(copy->note_patched(Version(version), *dirty()));
+  }
+  CHECK(fs::file_size(meta) < size_before + 60'000);  // written anew now and then
+  const Bytes sidecar = [&] {
+    std::ifstream in(meta, std::ios::binary);
+    const std::string text(std::istreambuf_iterator<char>(in), {});
+    return Bytes(as_bytes(text).begin(), as_bytes(text).end());
+  }();
+  auto whole = decode_copy_meta(sidecar);
+  REQUIRE(whole);
+  CHECK(whole->base == Version(1499));
+  CHECK(whole->clean.size_bytes == bytes.size());
+  CHECK(whole->maybe_dirty);
+  // Cut off anywhere in the last step it is the one before.
+  for (std::size_t cut = 1; cut < 52; ++cut) {
+    const auto torn = decode_copy_meta(ByteView(sidecar).first(sidecar.size() - cut));
+    REQUIRE(torn);
+    CHECK(torn->base == Version(1498));
+  }
+  // The data and the sidecar as a killed mountd leaves them.
+  TempDir other;
+  fs::copy(dir.path, other.path, fs::copy_options::recursive);
+  fs::remove(other.path / "lock");
+  const auto next = open_store(options_for(other.path));
+  const auto left = next->recovered_dirty();
+  REQUIRE(left.size() == 1);
+  CHECK(left.front()->base() == Version(1499));
+  CHECK(content_of(*left.front()) == bytes);
 }
 
 TEST_CASE("CacheStore: an open that meets the search for writers ends nothing", "[mountd][cache]") {
