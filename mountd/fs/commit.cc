@@ -31,8 +31,9 @@ bool FileSystem::surely_clean(const Handle& open) {
   if (open.mode != IoMode::kOrdinary) return false;
   if (open.file->sticky.load()) return false;
   const auto modified = open.copy->is_modified();
+  if (!modified || *modified) return false;
   const auto backing = open.copy->stat();
-  if (!modified || *modified || !backing) return false;
+  if (!backing) return false;
   MutexLock lock(open.file->mutex);
   return !open.file->commit_running && !open.file->kill_privileges &&
          !open.file->times.moved(backing->mtime_ns);
@@ -62,6 +63,7 @@ void FileSystem::fsync(Ctx ctx, NodeHandle, std::uint64_t fh, bool, StatusReply 
   const bool written = open->writable || open->file->writers.load() != 0 ||
                        open->file->sticky.load() || open->file->mapped.load();
   if (!written || surely_clean(*open)) return reply.ok();
+  open->file->syncs.fetch_add(1);
   auto task = commit(at(reply), open->file, ctx.pid);
   run_request(ctx, std::move(reply), std::move(task), kAnswerOk);
 }
@@ -166,7 +168,14 @@ Task<void> FileSystem::commit_now(LoopContext& at, FilePtr file, bool& kill) {
     FM_TRY(out.modified, copy->is_modified());
     return out;
   };
-  FM_CO_TRY(const auto look, co_await blocking<Look>(*at.env, job));
+  Result<Look> looked = Errc::kRetry;
+  if (copy->untracked_writes_expected()) {
+    looked = co_await blocking<Look>(*at.env, job);
+  } else {
+    looked = job();  // a tracked copy knows, and a stat(2) is no wait
+  }
+  if (!looked) co_return looked.error();
+  const Look look = *looked;
   bool mtime_moved = false;
   input.mtime = view->attr.mtime;
   {

@@ -91,6 +91,12 @@ void FileSystem::write(Ctx ctx, NodeHandle, const WriteRequest& request, WriteRe
   // The kernel does not ask for the size before it appends, and has missed what an update in place
   // brought. Each append is then behind its idea of the end.
   const bool missed = request.at_end && request.offset_bytes != open->copy->size_bytes();
+  open->file->writes.fetch_add(1);
+  if (open->sync_writes && !request.from_page_cache) {
+    auto task = do_sync_write(at(reply), open, request.offset_bytes, Buffer::copy_of(request.data),
+                              missed, ctx.pid);
+    return run_request(ctx, std::move(reply), std::move(task), kAnswerWritten);
+  }
   if (request.data.size() <= kInlineWriteMax && open->copy->complete()) {
     const auto status = missed ? append(*open->copy, request.data)
                                : open->copy->write_at(request.offset_bytes, request.data);
@@ -130,6 +136,15 @@ Task<std::size_t> FileSystem::do_write(LoopContext& at, std::shared_ptr<Handle> 
   if (!status) co_return status.error();
   if (at_end) drop_pages(handle->file->node);
   co_return data.size();
+}
+
+Task<std::size_t> FileSystem::do_sync_write(LoopContext& at, std::shared_ptr<Handle> handle,
+                                            std::uint64_t offset, Buffer data, bool at_end,
+                                            pid_t caller) {
+  FM_CO_TRY(const auto size, co_await do_write(at, handle, offset, std::move(data), at_end));
+  handle->file->syncs.fetch_add(1);
+  FM_CO_CHECK(co_await commit(at, handle->file, caller));
+  co_return size;
 }
 
 Task<void> FileSystem::set_size(LoopContext& at, Credentials who, NodeHandle node,

@@ -32,6 +32,7 @@ FileSystem::~FileSystem() {
 
 void FileSystem::set_store(CacheStore& store) {
   store_ = &store;
+  sync_history_.load(store.dir() + "/synced");
   store.on_pressure([this](std::uint64_t bytes) { return release_idle(bytes); });
 }
 

@@ -42,6 +42,7 @@
 #include "mountd/fs/mapped_watch.h"
 #include "mountd/fs/node_table.h"
 #include "mountd/fs/request_task.h"
+#include "mountd/fs/sync_history.h"
 #include "mountd/fs/write_back.h"
 #include "mountd/fuse/fuse_session.h"
 #include "mountd/fuse/notifier.h"
@@ -172,7 +173,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     bool writable = false;
     bool counts_reads = true;  // no O_NOATIME
     std::atomic<bool> read_noted{false};
-    bool flushes = true;  // close(2) is told; else only the last one, by release
+    bool sync_writes = false;  // O_SYNC, O_DSYNC: a write is answered when it is committed
+    bool flushes = true;       // close(2) is told; else only the last one, by release
     IoMode mode = IoMode::kNone;
     Mutex mutex;
     // Processes that asked for fcntl locks through it, until their close is told.
@@ -289,6 +291,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     bool truncate = false;
     bool no_atime = false;
     bool kill_suidgid = false;
+    bool sync = false;      ///< O_SYNC, O_DSYNC
+    bool update = false;    ///< O_RDWR without O_TRUNC: parts of it may be changed
     bool create = false;    ///< truncating an empty file is no change then
     bool ordinary = false;  ///< no passthrough: the cache's disk may want room while it is written
     bool exclusive = false;
@@ -324,6 +328,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   CachePin attached(FileState& file, Version version);
   /// Marks the copy before a writer is let in; says in `ordinary` how it is to write.
   Task<OpenWish> prepare_writer(LoopContext& at, FilePtr file, OpenWish wish);
+  /// Opens that could pass through go through the daemon, which then knows what was written.
+  bool wants_tracking(FileState& file, const OpenWish& wish) const FM_REQUIRES(file.mutex);
+  awaitable<void> save_sync_history(LoopContext& at);
   void begin_watching_room();
   awaitable<void> watch_room(LoopContext& at);
   Result<OpenResult> register_open(const FilePtr& file, const OpenWish& wish);
@@ -343,6 +350,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                           std::size_t size, std::shared_ptr<RequestTask<ReadReply>> task);
   Task<std::size_t> do_write(LoopContext& at, std::shared_ptr<Handle> handle, std::uint64_t offset,
                              Buffer data, bool at_end);
+  Task<std::size_t> do_sync_write(LoopContext& at, std::shared_ptr<Handle> handle,
+                                  std::uint64_t offset, Buffer data, bool at_end, pid_t caller);
   static fermata::Status append(CachedCopy& copy, ByteView data);
   void drop_pages(NodeHandle node);
   Task<void> do_fallocate(LoopContext& at, std::shared_ptr<Handle> handle, int mode,
@@ -499,6 +508,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   std::atomic<bool> watching_room_{false};
   MappedWatch mapped_;
   HeldLocks locks_;
+  SyncHistory sync_history_;
   std::atomic<std::uint64_t> next_ticket_{1};
 
   /// Changes of an owner's locks that nobody waited for when they were begun.

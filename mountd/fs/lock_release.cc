@@ -34,7 +34,9 @@ Task<void> FileSystem::do_unlock(LoopContext& at, Credentials who, FilePtr file,
   LockOp& op = what.op;
   fermata::Status committed;
   if (!what.behind) committed = co_await settled(at, op);
-  const bool commits = what.dirty || releases_write(op);
+  const bool releases = releases_write(op);
+  if (releases) file->syncs.fetch_add(1);
+  const bool commits = what.dirty || releases;
   if (committed && commits) committed = co_await commit(at, file, what.caller);
   if (!committed && !what.behind && was_cut_short(committed.error())) {
     // Its caller is being killed. The commit goes on, and the lock is kept until it has ended.

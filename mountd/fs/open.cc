@@ -31,6 +31,8 @@ FileSystem::OpenWish FileSystem::wish_of(int flags, bool kill) {
   const int access = flags & O_ACCMODE;
   if (access != O_WRONLY) wish.rights |= (flags & kExecutes) != 0 ? kMayExecute : kMayRead;
   if (access != O_RDONLY || wish.truncate) wish.rights |= kMayWrite;
+  wish.sync = wish.writable && (flags & O_DSYNC) != 0;  // a part of O_SYNC
+  wish.update = (flags & O_ACCMODE) == O_RDWR && !wish.truncate;
   return wish;
 }
 
@@ -88,16 +90,18 @@ Task<OpenResult> FileSystem::open_held(LoopContext& at, Credentials who, NodeHan
   if (!wish.create) FM_CO_CHECK(co_await check_squashed(at, who, node, wish.rights, wish.squashed));
   FM_CO_TRY(const auto pass, co_await file->gate.enter());
   FM_CO_CHECK(co_await attach_content(at, who, node, file, !wish.truncate, !wish.writable));
-  if (wish.writable) {
-    if (const auto view = table_.find(node)) note_writer(*file, who, view->attr.change);
+  if (!wish.writable) co_return register_open(file, wish);
+  if (const auto view = table_.find(node)) note_writer(*file, who, view->attr.change);
+  for (;;) {
     const auto ready = co_await prepare_writer(at, file, wish);
     if (!ready) {
       drop_unfilled(file);
       co_return ready.error();
     }
-    wish = *ready;
+    auto opened = register_open(file, *ready);
+    if (opened || opened.error() != make_error_code(Errc::kRetry)) co_return opened;
+    wish.truncate = false;  // is done
   }
-  co_return register_open(file, wish);
 }
 
 // What was to be truncated and was not: nobody fills it.
@@ -297,7 +301,8 @@ Task<FileSystem::OpenWish> FileSystem::prepare_writer(LoopContext& at, FilePtr f
     MutexLock lock(file->mutex);
     copy = file->copy;
     first = file->opens == 0;
-    may_pass = first ? passthrough_.load() : file->mode == IoMode::kPassthrough;
+    may_pass = first ? passthrough_.load() && !wants_tracking(*file, wish)
+                     : file->mode == IoMode::kPassthrough;
     // Filling it has set the backing file's time: from here on another one means a write.
     // A time that has been looked at makes Linux (6.13 on) give the next write a finer one.
     if (copy && copy->complete()) {
@@ -319,6 +324,8 @@ Task<FileSystem::OpenWish> FileSystem::prepare_writer(LoopContext& at, FilePtr f
       FM_CHECK(copy->mark_maybe_dirty(writes));
       return pass;
     }
+    // From here on the digests are all that tells what was written.
+    if (pass) FM_CHECK(copy->settle_digests());
     FM_CHECK(copy->mark_maybe_dirty(writes));
     if (!wish.truncate) return pass;
     FM_TRY(const auto now, copy->stat());
@@ -328,6 +335,21 @@ Task<FileSystem::OpenWish> FileSystem::prepare_writer(LoopContext& at, FilePtr f
   FM_CO_TRY(const bool pass, co_await blocking<bool>(*at.env, job));
   wish.ordinary = !pass;
   co_return wish;
+}
+
+// All opens of a node are of one kind, so the first one decides. While somebody may still write
+// past the daemon, through a mapping, the file stays as it is: the kernel's pages would not follow.
+bool FileSystem::wants_tracking(FileState& file, const OpenWish& wish) const {
+  if (file.mapped.load() || !file.copy || file.copy->untracked_writes_expected()) return false;
+  const std::uint64_t size_bytes = wish.update ? file.copy->size_bytes() : 0;
+  return wish.sync || sync_history_.wants_tracking(file.inode, size_bytes);
+}
+
+asio::awaitable<void> FileSystem::save_sync_history(LoopContext& at) {
+  const auto save = [this] { return sync_history_.save(); };
+  const auto saved = co_await blocking<void>(*at.env, save);
+  if (!saved)
+    spdlog::debug("which files are synced often is not kept: {}", saved.error().message());
 }
 
 // The kernel tells nobody when a passthrough writer meets a full disk: room is made ahead of it.
@@ -380,6 +402,7 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
   opened->number = next_handle_.fetch_add(1);
   opened->writable = wish.writable;
   opened->counts_reads = !wish.no_atime;
+  opened->sync_writes = wish.sync;
   // Reads from the kernel's pages would not be heard of.
   const bool hears = opened->counts_reads && wants_read(file->inode);
   if (hears && passthrough_.load()) expect_reads(*file);
@@ -393,14 +416,18 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
     FM_TRY(opened->reader, file->copy->reader());
     if (file->opens == 0) {
       const bool pass = !wish.ordinary && passthrough_.load() && file->copy->complete() &&
+                        (wish.writable || !wants_tracking(*file, wish)) &&
                         backing_of(*file, *opened->reader) > 0;
       file->mode = pass ? IoMode::kPassthrough : IoMode::kOrdinary;
     }
     opened->mode = file->mode;
     if (file->mode == IoMode::kPassthrough) {
-      // The mode was not settled yet when the copy was marked.
+      // A reader has settled the mode since the copy was prepared for writes that pass the daemon.
+      if (wish.writable && wish.ordinary) return Errc::kRetry;
       if (wish.writable) file->copy->expect_untracked_writes();
       result.backing_id = file->backing_id;
+      // Of what is written past it the daemon cannot commit each write.
+      if (wish.sync) result.flags |= kOpenDirectIo;
       file->page_cache_version = {};
     } else {
       const Version version = file->copy->base();
@@ -410,8 +437,10 @@ Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish
     }
     ++file->opens;
     if (wish.writable) {
-      if (file->writers.fetch_add(1) == 0 && !file->sticky.load()) {
-        file->work_session = session_.newest_id();
+      if (file->writers.fetch_add(1) == 0) {
+        file->syncs = 0;
+        file->writes = 0;
+        if (!file->sticky.load()) file->work_session = session_.newest_id();
       }
     } else if (!file->locks->asked.load()) {
       result.flags |= kOpenNoFlush;
@@ -564,6 +593,10 @@ void FileSystem::close_handle(LoopContext& at, std::uint64_t fh) {
   }
   const bool last_writer = closed->writable && file->writers.fetch_sub(1) == 1;
   if (last_writer) {
+    const bool tracked = closed->mode == IoMode::kOrdinary;
+    const auto syncs = file->syncs.load();
+    if (sync_history_.note_opening(file->inode, syncs, file->writes.load(), tracked))
+      background(at, "save sync history", save_sync_history(at));
     background(at, "close writer", close_writer(at, file));
     return;
   }
@@ -606,6 +639,8 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
       if (out.modified && !out.writable_users) {
         FM_TRY(const bool clean, copy->settle_closed());
         out.modified = !clean;
+      } else if (!out.modified) {
+        FM_CHECK(copy->settle_digests());
       }
       return out;
     };

@@ -135,6 +135,49 @@ std::vector<ChunkId> chunks_after(const std::vector<ChunkId>& base, const Commit
   return out;
 }
 
+CommitOp op_of(const CommitInput& input) {
+  CommitOp op;
+  op.inode = input.copy->inode();
+  op.base = input.copy->base();
+  op.mtime = input.mtime;
+  op.atime = input.atime;
+  op.clear_suid_sgid = input.clear_suid_sgid;
+  op.opened = input.opened;
+  // For people: of a path that no open(2) would take, the end.
+  const auto& hint = input.path_hint;
+  op.path_hint = hint.size() <= kPathMax ? hint : hint.substr(hint.size() - kPathMax);
+  return op;
+}
+
+Task<MutationReply> send_patches(ClusterClient& client, const CommitInput& input,
+                                 const DirtyBytes& dirty) {
+  CommitOp op = op_of(input);
+  op.kind = CommitOp::Kind::kPatches;
+  op.size_bytes = dirty.size_bytes;
+  for (const ByteRange& range : dirty.ranges) {
+    op.patches.push_back(
+        {range.begin_bytes, static_cast<std::uint32_t>(range.end_bytes - range.begin_bytes)});
+  }
+  co_return co_await client.mutate(input.cred, std::move(op), dirty.bytes, input.under);
+}
+
+/// The commit of a few written bytes; none if it is one for chunks. A stale base is the caller's to
+/// meet, with the whole content.
+Task<std::optional<MutationReply>> commit_patches(ClusterClient& client, const CommitInput& input) {
+  const CachePin copy = input.copy;
+  std::optional<MutationReply> none;
+  FM_CO_TRY(const auto dirty, copy->dirty_bytes(kPatchLimits));
+  if (!dirty) co_return none;
+  auto sent = co_await send_patches(client, input, *dirty);
+  // Too large: the file has as many patches as it may have, until they are folded.
+  const bool by_chunks = !sent && (sent.error() == make_error_code(Errc::kTooLarge) ||
+                                   sent.error() == make_error_code(Errc::kRetry));
+  if (by_chunks) co_return none;
+  if (!sent) co_return sent.error();
+  FM_CO_CHECK(copy->note_patched(sent->version, *dirty));
+  co_return std::optional(std::move(*sent));
+}
+
 struct Attempt {
   MutationReply reply;
   std::vector<ChunkId> chunks;
@@ -145,18 +188,9 @@ Task<Attempt> send(Env& env, ClusterClient& client, const CommitInput& input, Ch
   const CachePin copy = input.copy;
   const auto base_chunks = copy->chunks();
   const CommitPlan plan = plan_commit(scan, base_chunks, replace);
-  CommitOp op;
-  op.inode = copy->inode();
-  op.base = copy->base();
+  CommitOp op = op_of(input);
   op.whole = plan.whole;
   op.replace_newer = replace;
-  op.mtime = input.mtime;
-  op.atime = input.atime;
-  op.clear_suid_sgid = input.clear_suid_sgid;
-  op.opened = input.opened;
-  // For people: of a path that no open(2) would take, the end.
-  const auto& hint = input.path_hint;
-  op.path_hint = hint.size() <= kPathMax ? hint : hint.substr(hint.size() - kPathMax);
   Attempt out;
   Buffer payload;
   if (plan.kind == CommitPlan::Kind::kInline) {
@@ -207,7 +241,8 @@ CommitPlan plan_commit(const ChangeScan& scan, const std::vector<ChunkId>& base_
       if (hole) block.source = Block::Source::kHole;
     } else if (hole) {
       continue;
-    } else if (!changed[i] && i < base_chunks.size() && base_chunks[i]) {
+    } else if (!changed[i] && i < base_chunks.size() && base_chunks[i] &&
+               base_chunks[i] != kPatchedChunk) {
       block.source = Block::Source::kKnown;
       block.known = base_chunks[i];
     }
@@ -220,6 +255,18 @@ Task<CommitOutcome> commit_copy(Env& env, ClusterClient& client, CommitInput inp
   const CachePin copy = input.copy;
   CommitOutcome out;
   bool replace = false;
+  auto patched = co_await commit_patches(client, input);
+  if (patched && *patched) {
+    out.changed = true;
+    out.reply = std::move(**patched);
+    co_return out;
+  }
+  if (!patched) {
+    const auto error = patched.error();
+    const bool stale = error == make_error_code(Errc::kStaleBase);
+    if (!stale || !input.may_replace) co_return error;
+    replace = true;
+  }
   for (int attempt = 1;; ++attempt) {
     const auto look = [copy] { return copy->changed_blocks(); };
     FM_CO_TRY(auto scan, co_await blocking<ChangeScan>(env, look));

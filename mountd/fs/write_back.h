@@ -1,6 +1,8 @@
 // A changed copy goes to the cluster: what to send, and sending it.
 //
-// Small content travels inside the commit. Larger content goes as chunks named by their SHA-256:
+// Small content travels inside the commit, and so do a few bytes written to larger content, as
+// patches, where the cache knows which bytes were written. Other changes of larger content go as
+// chunks named by their SHA-256:
 // only blocks that changed are hashed, only chunks the cluster lacks are sent, and the commit names
 // them (docs/ARCHITECTURE.md; the idea is Venti's and LBFS's). Session semantics decide what
 // happens when somebody else committed in between: the last close wins, whole.
@@ -32,6 +34,9 @@ struct CommitPlan {
 /// stale base.
 CommitPlan plan_commit(const ChangeScan& scan, const std::vector<ChunkId>& base_chunks,
                        bool force_whole);
+
+/// What may travel as patches instead of as chunks: less than would be worth a chunk.
+inline constexpr DirtyLimits kPatchLimits{256, 256u << 10};
 
 struct CommitInput {
   CachePin copy;
