@@ -156,11 +156,19 @@ struct StartFlags {
 /// Where to mount, and how: as the flags say, else as the last time. A message and a code if that
 /// cannot be.
 int choose_mount(Mini& mini, const StartFlags& flags) {
+  const bool runs = running_pid(mini.dir + "/mount.pid", kMountName) != 0;
+  if (runs && !flags.options.empty() && flags.options != mini.options) {
+    complain(mini.dir + " is mounted on " + mini.mount_point +
+             " already, with other options; nothing was changed. To change them: fermata mini stop "
+             "--dir " +
+             mini.dir + ", then start");
+    return kExitMountFailed;
+  }
   if (!flags.options.empty()) mini.options = flags.options;
   if (flags.mount_point.empty()) return kExitOk;
   std::string wanted = fs::absolute(flags.mount_point).lexically_normal().string();
   while (wanted.size() > 1 && wanted.back() == '/') wanted.pop_back();
-  if (wanted != mini.mount_point && running_pid(mini.dir + "/mount.pid", kMountName) != 0) {
+  if (wanted != mini.mount_point && runs) {
     complain(mini.dir + " is mounted on " + mini.mount_point +
              " already; nothing was changed. A second mount: fermata mount " + mini.dir +
              "/servers " + wanted);
@@ -282,6 +290,9 @@ Result<Mini> load_or_complain(const std::string& dir) {
 /// Ends the mount; what could not be committed is said and stays in the cache.
 int stop_mount(const Mini& mini, bool force) {
   const std::string cache = mini.dir + "/cache";
+  if (is_fermata_mount(mini.mount_point) && in_use(mini.mount_point))
+    complain(mini.mount_point + " is in use (fuser -vm " + mini.mount_point +
+             " says by whom): what is written there from now on is not committed");
   const pid_t pid = running_pid(mini.dir + "/mount.pid", kMountName);
   int code = kExitOk;
   if (pid != 0 && force) {
@@ -334,7 +345,11 @@ std::size_t resolve_node(const Mini& mini, const std::string& which) {
     const ClusterView view = look(client, mini.addresses, 1s);
     const auto* primary = view.primary();
     if (primary == nullptr) {
-      complain("no node is primary just now");
+      complain(view.nodes.empty() ||
+                       std::none_of(view.nodes.begin(), view.nodes.end(),
+                                    [](const auto& n) { return n.status.has_value(); })
+                   ? "no node runs"
+                   : "no node is primary just now");
       return 0;
     }
     return primary->status->node.value();

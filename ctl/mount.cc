@@ -1,10 +1,5 @@
 // fermata mount, fermata umount.
-#include <fcntl.h>
-#include <sys/mount.h>
-#include <unistd.h>
-
 #include <boost/json.hpp>
-#include <cerrno>
 #include <cstdio>
 #include <filesystem>
 
@@ -57,15 +52,6 @@ bool flush(const std::string& mount_point) {
     return false;
   }
   return true;
-}
-
-/// As umount(8) has it: whoever works there would go on with a file that nobody commits. The first
-/// MNT_EXPIRE of a mount only says whether it is in use (umount(2)); without the right to ask, no.
-bool in_use(const std::string& mount_point) {
-  const bool busy = umount2(mount_point.c_str(), MNT_EXPIRE) != 0 && errno == EBUSY;
-  // The mark that it has left there would let the next question unmount: a visit takes it away.
-  if (const int visit = open(mount_point.c_str(), O_PATH | O_CLOEXEC); visit >= 0) close(visit);
-  return busy;
 }
 
 int umount(const std::string& mount_point, bool flush_first, bool force) {

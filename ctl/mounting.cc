@@ -115,7 +115,8 @@ int mount_in_background(const Context& context, const MountRequest& request) {
   for (const std::string& option : request.options) argv.insert(argv.end(), {"-o", option});
   std::optional<SlowNote> note;
   if (!request.foreground)
-    note.emplace("waiting for an answer of " + servers + " (for 30 seconds at most)");
+    note.emplace("waiting until the mount answers (the servers are " + servers +
+                 "; they have 30 seconds)");
   const auto code = run_program(argv);
   note.reset();
   if (!code) {
@@ -232,6 +233,13 @@ void complain_ended(const std::string& mount_point, const std::string& cache_dir
            " ended without a word (see its log): what it had not "
            "committed is in " +
            cache_dir + " and is committed at the next mount with that cache");
+}
+
+bool in_use(const std::string& mount_point) {
+  const bool busy = umount2(mount_point.c_str(), MNT_EXPIRE) != 0 && errno == EBUSY;
+  // The mark that it has left there would let the next question unmount: a visit takes it away.
+  if (const int visit = open(mount_point.c_str(), O_PATH | O_CLOEXEC); visit >= 0) close(visit);
+  return busy;
 }
 
 bool detach(const std::string& mount_point) {

@@ -50,6 +50,10 @@ void complain_ended(const std::string& mount_point, const std::string& cache_dir
 /// Mount points here whose daemon was given one of `servers`.
 std::vector<std::string> mounts_of(const std::vector<std::string>& servers);
 
+/// As umount(8) has it: whoever works there would go on with a file that nobody commits. The first
+/// MNT_EXPIRE of a mount only says whether it is in use (umount(2)); without the right to ask, no.
+bool in_use(const std::string& mount_point);
+
 /// Takes a mount away without waiting for whoever uses it.
 bool detach(const std::string& mount_point);
 

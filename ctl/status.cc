@@ -1,4 +1,5 @@
 // fermata status, digest, primary transfer, session ls: questions to the nodes.
+#include <algorithm>
 #include <boost/json.hpp>
 #include <cstdio>
 #include <map>
@@ -81,6 +82,12 @@ Health judge(const ClusterView& view) {
   return health;
 }
 
+std::string why_no_primary(const ClusterView& view) {
+  const bool any = std::any_of(view.nodes.begin(), view.nodes.end(),
+                               [](const auto& node) { return node.status.has_value(); });
+  return any ? "no node is primary" : "no node answers at any of the given addresses";
+}
+
 std::uint64_t counter(const NodeStatus& status, const char* name) {
   const auto it = status.counters.find(name);
   return it == status.counters.end() ? 0 : it->second;
@@ -138,7 +145,7 @@ std::map<std::string, DigestReply> digests(NodeClient& client, const ClusterView
   std::map<std::string, DigestReply> result;
   const auto* primary = view.primary();
   if (primary == nullptr) {
-    problem = "no node is primary";
+    problem = why_no_primary(view);
     return result;
   }
   const auto first =
@@ -259,7 +266,7 @@ int transfer(const std::vector<std::string>& servers, std::uint32_t to) {
   const ClusterView view = look(client, servers);
   const auto* primary = view.primary();
   if (primary == nullptr) {
-    complain("no node is primary");
+    complain(why_no_primary(view));
     return kExitUnavailable;
   }
   const auto done = client.call(primary->address, Method::kTransferPrimary,
@@ -289,7 +296,7 @@ int sessions(const std::vector<std::string>& servers, bool as_json) {
   const ClusterView view = look(client, servers);
   const auto* primary = view.primary();
   if (primary == nullptr) {
-    complain("no node is primary");
+    complain(why_no_primary(view));
     return kExitUnavailable;
   }
   const auto list = client.ask<SessionList>(primary->address, Method::kSessions, {});

@@ -2,12 +2,15 @@
 
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/json.hpp>
+#include <fstream>
 #include <future>
+#include <sstream>
 #include <thread>
 
 #include "common/wire/methods.h"
@@ -44,6 +47,23 @@ void run_there(asio::any_io_executor executor, Fn fn) {
 std::string random_id(Random& random) {
   std::uint64_t words[2] = {random.next(), random.next()};
   return to_hex(reinterpret_cast<const std::uint8_t*>(words), sizeof words);
+}
+
+/// By /proc/self/mountinfo (proc(5)): the third field is the device, the filesystem's type follows
+/// the dash.
+bool lies_on_fermata(const std::string& path) {
+  struct stat st {};
+  if (::stat(path.c_str(), &st) != 0) return false;
+  const std::string device =
+      std::to_string(major(st.st_dev)) + ":" + std::to_string(minor(st.st_dev));
+  std::ifstream mounts("/proc/self/mountinfo");
+  for (std::string line; std::getline(mounts, line);) {
+    std::istringstream fields(line);
+    std::string id, parent, of;
+    fields >> id >> parent >> of;
+    if (of == device && line.find(" - fuse.fermata ") != std::string::npos) return true;
+  }
+  return false;
 }
 
 std::string host_name() {
@@ -112,9 +132,15 @@ std::string Mountd::open_session() {
   return "no session with the cluster at " + servers + ": " + opened.error().message();
 }
 
+// A daemon whose cache is in a tree like its own would wait for that one, or for itself
+// (docs/FUSE.md rule 12).
 std::string Mountd::open_cache() {
   if (::mkdir(options_.cache_dir.c_str(), 0700) != 0 && errno != EEXIST) {
     return "cache directory " + options_.cache_dir + ": " + last_errno().message();
+  }
+  if (lies_on_fermata(options_.cache_dir)) {
+    return "cache directory " + options_.cache_dir +
+           " lies on a Fermata mount: it must be on a local disk";
   }
   CacheOptions cache;
   cache.dir = options_.cache_dir + "/files";
@@ -125,7 +151,10 @@ std::string Mountd::open_cache() {
     const auto error = store.error();
     std::string why = error.message();
     if (error == std::errc::device_or_resource_busy) why = "another mount uses it";
-    if (error == make_error_code(Errc::kWrongCluster)) why = "it belongs to another cluster";
+    if (error == make_error_code(Errc::kWrongCluster))
+      why =
+          "it belongs to another cluster: give another --cache-dir, or remove it if that cluster "
+          "is gone";
     return "cache " + cache.dir + ": " + why;
   }
   store_ = std::move(*store);

@@ -83,6 +83,9 @@ TEST_CASE("ctl: a start that could not mount is not repeated by the next one", "
   const RunResult second = cluster.fermata("mini start --dir " + dir + " --mount " + dir + "/mnt2");
   CHECK(second.exit_code == 32);
   CHECK(says(second, "is mounted on " + cluster.mnt()));
+  const RunResult other = cluster.fermata("mini start --dir " + dir + " -o noatime");
+  CHECK(other.exit_code == 32);
+  CHECK(says(other, "with other options"));
   REQUIRE(cluster.fermata("mini stop --dir " + dir).exit_code == 0);
   write_file(dir + "/file", "no directory");
   const RunResult failed = cluster.fermata("mini start --dir " + dir + " --mount " + dir + "/file");
@@ -119,8 +122,23 @@ TEST_CASE("ctl: a node whose port is taken says so in its log, and a mount what 
   CAPTURE(result.out);
   CHECK(result.exit_code != 0);
   CHECK(read_file(cluster.dir() + "/node1.log").find("in use") != std::string::npos);
-  CHECK(says(result, "waiting for an answer of " + first));
+  CHECK(says(result, "waiting until the mount answers (the servers are " + first));
   cluster.restart_node(1);
+}
+
+TEST_CASE("ctl: a cache on a mount of ours, or of another cluster, is refused", "[smoke]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const RunResult inside = cluster.mount_with(cluster.dir() + "/m", cluster.mnt() + "/cache");
+  CHECK(inside.exit_code == 32);
+  CHECK(says(inside, "must be on a local disk"));
+  const std::string other = cluster.mount_another();
+  cluster.umount(other);
+  MiniCluster second({3, false, {}});
+  const RunResult foreign = second.fermata("mount " + second.servers() + " " + second.dir() +
+                                           "/m --cache-dir " + other + ".cache");
+  CHECK(foreign.exit_code == 32);
+  CHECK(says(foreign, "another --cache-dir"));
 }
 
 TEST_CASE("ctl: cache ls says what is open, and shows nothing that was removed elsewhere",
