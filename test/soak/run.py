@@ -69,7 +69,7 @@ class Soak:
         self.mounts = [f"{self.root}/a", f"{self.root}/b"]
         self.fermata(f"mini start --dir {self.dir}")
         for mount, options in zip(self.mounts, ("dev,suid", "dev,suid,nopassthrough")):
-            self.fermata(f"mount {self.dir}/servers {mount} --cache-dir {mount}.cache -o {options},cache-size=200M")
+            self.fermata(f"mount {self.dir}/servers {mount} --cache-dir {mount}.cache -o {options},cache-size=3G")
         os.mkdir(f"{self.root}/ext4")
         self.run("mkfs", f"truncate -s 2G {self.root}/ext4.img; mkfs.ext4 -q {self.root}/ext4.img; "
                  f"mount -o loop {self.root}/ext4.img {self.root}/ext4")
