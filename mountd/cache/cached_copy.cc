@@ -13,6 +13,7 @@
 #include "common/base/assert.h"
 #include "common/base/checksum.h"
 #include "mountd/cache/cache_store.h"
+#include "mountd/cache/counted.h"
 
 namespace fermata::mountd {
 namespace {
@@ -467,20 +468,6 @@ Result<Buffer> CachedCopy::read_all(std::uint64_t size_max_bytes) {
   return buffer.slice(0, size);
 }
 
-namespace {
-/// Until its write has been noted.
-class WriteUnderWay {
- public:
-  explicit WriteUnderWay(std::atomic<std::uint32_t>& count) : count_(count) { ++count_; }
-  WriteUnderWay(const WriteUnderWay&) = delete;
-  WriteUnderWay& operator=(const WriteUnderWay&) = delete;
-  ~WriteUnderWay() { --count_; }
-
- private:
-  std::atomic<std::uint32_t>& count_;
-};
-}  // namespace
-
 // Only after the write has ended: a scan in between may or may not have seen the bytes, so the next
 // one must look again.
 void CachedCopy::note_written(std::uint64_t begin_bytes, std::uint64_t end_bytes) {
@@ -499,7 +486,7 @@ Status CachedCopy::write_at(std::uint64_t offset_bytes, ByteView bytes) {
   if (bytes.empty()) return {};
   const std::uint64_t end = offset_bytes + bytes.size();
   if (end > kFileSizeMax) return std::errc::file_too_large;
-  const WriteUnderWay under_way(writes_under_way_);
+  const Counted under_way(writes_under_way_);
   const Status status = write_retrying(offset_bytes, bytes);
   std::uint64_t size = size_bytes();
   if (status) {
@@ -529,7 +516,7 @@ Status CachedCopy::truncate(std::uint64_t size) {
   FM_DASSERT(maybe_dirty() || meta().updating);
   FM_TRY(const auto fd, writer());
   FM_TRY(const auto before, posix::stat_file(*fd));
-  const WriteUnderWay under_way(writes_under_way_);
+  const Counted under_way(writes_under_way_);
   if (::ftruncate(fd->get(), static_cast<off_t>(size)) != 0) return last_errno();
   size_bytes_ = size;
   note_written(std::min(before.size_bytes, size), std::max(before.size_bytes, size));
@@ -541,7 +528,7 @@ Status CachedCopy::punch(std::uint64_t offset_bytes, std::uint64_t size) {
   if (!complete()) return Errc::kRetry;
   FM_DASSERT(maybe_dirty() || meta().updating);
   FM_TRY(const auto fd, writer());
-  const WriteUnderWay under_way(writes_under_way_);
+  const Counted under_way(writes_under_way_);
   const Status status = ::fallocate(fd->get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                     static_cast<off_t>(offset_bytes), static_cast<off_t>(size)) == 0
                             ? Status()
@@ -556,7 +543,7 @@ Status CachedCopy::allocate(std::uint64_t offset_bytes, std::uint64_t size, bool
   FM_DASSERT(maybe_dirty() || meta().updating);
   if (offset_bytes + size > kFileSizeMax) return std::errc::file_too_large;
   FM_TRY(const auto fd, writer());
-  const WriteUnderWay under_way(writes_under_way_);
+  const Counted under_way(writes_under_way_);
   const auto attempt = [&]() -> Status {
     if (::fallocate(fd->get(), keep_size ? FALLOC_FL_KEEP_SIZE : 0,
                     static_cast<off_t>(offset_bytes), static_cast<off_t>(size)) == 0) {

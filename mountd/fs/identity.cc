@@ -52,22 +52,13 @@ bool IdMap::add(std::string_view text) {
   return true;
 }
 
-std::uint32_t IdMap::to_cluster(std::uint32_t local, std::uint32_t nobody) const {
+std::uint32_t IdMap::convert(std::uint32_t id, Side from, Side to, std::uint32_t nobody) const {
   bool taken = false;
   for (const Range& range : ranges_) {
-    if (local - range.local < range.count) return range.cluster + (local - range.local);
-    taken = taken || local - range.cluster < range.count;
+    if (id - range.*from < range.count) return range.*to + (id - range.*from);
+    taken = taken || id - range.*to < range.count;
   }
-  return taken ? nobody : local;
-}
-
-std::uint32_t IdMap::to_local(std::uint32_t cluster, std::uint32_t nobody) const {
-  bool taken = false;
-  for (const Range& range : ranges_) {
-    if (cluster - range.cluster < range.count) return range.local + (cluster - range.cluster);
-    taken = taken || cluster - range.local < range.count;
-  }
-  return taken ? nobody : cluster;
+  return taken ? nobody : id;
 }
 
 Credentials Identity::in_cluster(std::uint32_t uid, std::uint32_t gid,

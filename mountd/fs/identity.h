@@ -30,8 +30,12 @@ class IdMap {
   bool empty() const { return ranges_.empty(); }
   /// An id that here belongs to nobody the cluster knows, because its number there is another's,
   /// is `nobody`; so for the other direction.
-  std::uint32_t to_cluster(std::uint32_t local, std::uint32_t nobody) const;
-  std::uint32_t to_local(std::uint32_t cluster, std::uint32_t nobody) const;
+  std::uint32_t to_cluster(std::uint32_t local, std::uint32_t nobody) const {
+    return convert(local, &Range::local, &Range::cluster, nobody);
+  }
+  std::uint32_t to_local(std::uint32_t cluster, std::uint32_t nobody) const {
+    return convert(cluster, &Range::cluster, &Range::local, nobody);
+  }
 
  private:
   struct Range {
@@ -39,6 +43,8 @@ class IdMap {
     std::uint32_t cluster = 0;
     std::uint32_t count = 0;
   };
+  using Side = std::uint32_t Range::*;
+  std::uint32_t convert(std::uint32_t id, Side from, Side to, std::uint32_t nobody) const;
   std::vector<Range> ranges_;
 };
 

@@ -1,25 +1,11 @@
 // The content under a lock: who takes one sees the newest version, in the copy that it has open.
 #include <spdlog/spdlog.h>
 
+#include "mountd/cache/counted.h"
 #include "mountd/fs/fetch.h"
 #include "mountd/fs/file_system.h"
 
 namespace fermata::mountd {
-namespace {
-
-/// One more, as long as it lives.
-class Counted {
- public:
-  explicit Counted(std::atomic<std::uint32_t>& count) : count_(count) { count_.fetch_add(1); }
-  ~Counted() { count_.fetch_sub(1); }
-  Counted(const Counted&) = delete;
-  Counted& operator=(const Counted&) = delete;
-
- private:
-  std::atomic<std::uint32_t>& count_;
-};
-
-}  // namespace
 
 // The open copy becomes the newest version, under its users' feet. Local work that no commit has
 // taken stays: then the last close wins, as without locks.

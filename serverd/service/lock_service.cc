@@ -222,18 +222,19 @@ Result<bool> LockService::would_deadlock(const Key& key, const HeldLock& wanted)
     }
   }
   std::set<LockOwner> seen;
-  std::vector<LockOwner> todo;
+  std::vector<LockOwner> unvisited;
   const auto add_holders = [&](const Key& file, const HeldLock& lock) -> Status {
     FM_TRY(const LockList held, node_.ns->locks(file.first, file.second));
     for (const HeldLock& other : held) {
-      if (conflicts(other, lock) && seen.insert(other.owner).second) todo.push_back(other.owner);
+      if (conflicts(other, lock) && seen.insert(other.owner).second)
+        unvisited.push_back(other.owner);
     }
     return {};
   };
   FM_CHECK(add_holders(key, wanted));
-  while (!todo.empty()) {
-    const LockOwner owner = todo.back();
-    todo.pop_back();
+  while (!unvisited.empty()) {
+    const LockOwner owner = unvisited.back();
+    unvisited.pop_back();
     const auto [first, last] = waits.equal_range(owner);
     for (auto wait = first; wait != last; ++wait) {
       const auto& [file, lock] = wait->second;

@@ -27,22 +27,26 @@ struct AccessWorld : World {
     REQUIRE(result.error == 0);
     return result.inode;
   }
-  void own(InodeId inode, std::uint32_t uid, std::uint32_t gid) {
-    const Credentials before = std::exchange(d.cred, {});
+  static SetAttrOp of(InodeId inode) {
     SetAttrOp op;
     op.inode = inode;
-    op.uid = uid;
-    op.gid = gid;
+    return op;
+  }
+  void as_root(const SetAttrOp& op) {
+    const Credentials before = std::exchange(d.cred, {});
     REQUIRE(d.mutate(op).error == 0);
     d.cred = before;
   }
+  void own(InodeId inode, std::uint32_t uid, std::uint32_t gid) {
+    SetAttrOp op = of(inode);
+    op.uid = uid;
+    op.gid = gid;
+    as_root(op);
+  }
   void chmod(InodeId inode, std::uint32_t mode) {
-    const Credentials before = std::exchange(d.cred, {});
-    SetAttrOp op;
-    op.inode = inode;
+    SetAttrOp op = of(inode);
     op.mode = mode;
-    REQUIRE(d.mutate(op).error == 0);
-    d.cred = before;
+    as_root(op);
   }
   void become(std::uint32_t uid, std::uint32_t gid, std::vector<std::uint32_t> groups = {}) {
     d.cred = {uid, gid, std::move(groups)};
@@ -67,11 +71,6 @@ struct AccessWorld : World {
     op.size_bytes = 3;
     op.opened = opened;
     return Driver::code(d.mutate(op, "new"));
-  }
-  static SetAttrOp of(InodeId inode) {
-    SetAttrOp op;
-    op.inode = inode;
-    return op;
   }
   template <class Op>
   std::error_code code(Op op) {
