@@ -2,19 +2,17 @@
 
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/json.hpp>
-#include <fstream>
 #include <future>
-#include <sstream>
 #include <thread>
 
 #include "common/wire/methods.h"
 #include "mountd/fs/request_task.h"
+#include "mountd/fuse/fuse_mount.h"
 
 namespace fermata::mountd {
 namespace asio = boost::asio;
@@ -49,21 +47,11 @@ std::string random_id(Random& random) {
   return to_hex(reinterpret_cast<const std::uint8_t*>(words), sizeof words);
 }
 
-/// By /proc/self/mountinfo (proc(5)): the third field is the device, the filesystem's type follows
-/// the dash.
 bool lies_on_fermata(const std::string& path) {
   struct stat st {};
   if (::stat(path.c_str(), &st) != 0) return false;
-  const std::string device =
-      std::to_string(major(st.st_dev)) + ":" + std::to_string(minor(st.st_dev));
-  std::ifstream mounts("/proc/self/mountinfo");
-  for (std::string line; std::getline(mounts, line);) {
-    std::istringstream fields(line);
-    std::string id, parent, of;
-    fields >> id >> parent >> of;
-    if (of == device && line.find(" - fuse.fermata ") != std::string::npos) return true;
-  }
-  return false;
+  const auto mounted = find_mount(st.st_dev);
+  return mounted && mounted->type == kFilesystemType;
 }
 
 std::string host_name() {

@@ -106,6 +106,15 @@ std::optional<MountInfo> find_mount(const std::string& path) {
   return found;
 }
 
+std::optional<MountInfo> find_mount(std::uint64_t device_number) {
+  std::ifstream in("/proc/self/mountinfo");
+  for (std::string line; std::getline(in, line);) {
+    auto info = parse_line(line);
+    if (info && info->device_number == device_number) return info;
+  }
+  return std::nullopt;
+}
+
 std::string check_mount_point(const MountOptions& options, MountError& error) {
   namespace fs = std::filesystem;
   if (options.mount_point.empty()) {

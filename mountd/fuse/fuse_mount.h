@@ -22,6 +22,8 @@ struct MountInfo {
 
 /// The topmost mount at exactly `path` (absolute, no symbolic links), if there is one.
 std::optional<MountInfo> find_mount(const std::string& path);
+/// A mount of the filesystem with that st_dev.
+std::optional<MountInfo> find_mount(std::uint64_t device_number);
 
 /// Checks that `options.mount_point` can be mounted on, and returns its real path. On failure
 /// returns an empty path and fills `error`.
