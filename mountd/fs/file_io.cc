@@ -166,7 +166,9 @@ Task<void> FileSystem::set_size(LoopContext& at, Credentials who, NodeHandle nod
     const bool written_here =
         (file->writers.load() != 0 || file->sticky.load()) && copy && copy->maybe_dirty();
     if (!written_here) {
-      FM_CO_CHECK(co_await attach_content(at, who, node, file, size != 0, false));
+      ContentWish content;
+      content.bytes = size != 0;
+      FM_CO_CHECK(co_await attach_content(at, who, node, file, content));
       OpenWish wish;
       wish.truncate = size == 0;
       note_writer(*file, who, view->attr.change);

@@ -282,16 +282,16 @@ void FileSystem::lookup(Ctx ctx, NodeHandle parent, std::string_view name, Entry
   if (found.known == NodeTable::Known::kPresent) {
     Entry entry = entry_of(found.child);
     entry.entry_timeout = entry_timeout(*directory, true);
+    second_tries_.looked_up(ctx.pid, entry.node);
     return reply.entry(entry);
   }
   auto task = do_lookup(at(reply), cred(ctx), parent, std::string(name));
-  run_request(ctx, std::move(reply), std::move(task), [](EntryReply& to, const Entry& entry) {
-    if (entry.node == kNoNode) {
-      to.absent(entry.entry_timeout);
-    } else {
-      to.entry(entry);
-    }
-  });
+  const auto answer = [this, caller = ctx.pid](EntryReply& to, const Entry& entry) {
+    if (entry.node == kNoNode) return to.absent(entry.entry_timeout);
+    second_tries_.looked_up(caller, entry.node);
+    to.entry(entry);
+  };
+  run_request(ctx, std::move(reply), std::move(task), answer);
 }
 
 Task<Entry> FileSystem::do_lookup(LoopContext& at, Credentials who, NodeHandle parent,

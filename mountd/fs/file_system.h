@@ -42,6 +42,7 @@
 #include "mountd/fs/mapped_watch.h"
 #include "mountd/fs/node_table.h"
 #include "mountd/fs/request_task.h"
+#include "mountd/fs/second_tries.h"
 #include "mountd/fs/sync_history.h"
 #include "mountd/fs/write_back.h"
 #include "mountd/fuse/fuse_session.h"
@@ -298,9 +299,12 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     bool exclusive = false;
     std::uint32_t rights = 0;  ///< kMayRead, ...: what it is for
     bool squashed = false;     ///< see check_squashed()
+    bool second_try = false;   ///< what the node had when its name was looked up will do
   };
   static OpenWish wish_of(int flags, bool kill);
   std::optional<OpenResult> open_attached(const View& view, const OpenWish& wish);
+  Task<OpenResult> open_for(LoopContext& at, Credentials who, pid_t caller, NodeHandle node,
+                            OpenWish wish);
   Task<OpenResult> do_open(LoopContext& at, Credentials who, NodeHandle node, OpenWish wish);
   Task<OpenResult> open_held(LoopContext& at, Credentials who, NodeHandle node, FilePtr file,
                              OpenWish wish);
@@ -314,9 +318,14 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                            OpenWish wish);
   /// Opens what was just made; gives its lookup back if that fails.
   Task<Created> open_created(LoopContext& at, Credentials who, Entry entry, OpenWish wish);
+  struct ContentWish {
+    bool bytes = true;  ///< else it will be truncated
+    bool may_stream = false;
+    bool second_try = false;  ///< as in OpenWish
+  };
   /// Attaches the copy of the newest version, complete unless `may_stream`. Inside the gate.
   Task<void> attach_content(LoopContext& at, Credentials who, NodeHandle node, FilePtr file,
-                            bool need_content, bool may_stream);
+                            ContentWish wish);
   Task<void> fill_copy(LoopContext& at, FilePtr file, Attr attr, FileContent content,
                        bool need_content, bool may_stream);
   Task<CacheStore::Fill> begin_fill(LoopContext& at, Attr attr, bool need_content);
@@ -498,6 +507,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   ClientSession& session_;
   const FsOptions options_;
   NodeTable table_;
+  SecondTries second_tries_;
   CacheStore* store_ = nullptr;
   std::atomic<FuseSession*> fuse_{nullptr};
   std::atomic<Notifier*> notifier_{nullptr};

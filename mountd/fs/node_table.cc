@@ -535,13 +535,13 @@ std::optional<NodeTable::View> NodeTable::hold(NodeHandle handle) {
   return view(found->second, inode(found->second.inode));
 }
 
-bool NodeTable::take_newest(NodeHandle handle, std::uint32_t own_holds) {
+bool NodeTable::take_newest(NodeHandle handle, std::uint32_t own_holds, Which which) {
   MutexLock lock(mutex_);
   const auto found = nodes_.find(raw(handle));
   if (found == nodes_.end()) return false;
   Node& node = found->second;
   Inode& of = inode(node.inode);
-  if (of.current != handle) return false;
+  if (of.current != handle && which == Which::kCurrent) return false;
   if (node.version == of.attr.version) return true;
   if (node.file->holds.load() > own_holds || node.file->sticky.load()) return false;
   node.version = of.attr.version;

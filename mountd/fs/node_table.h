@@ -156,8 +156,10 @@ class NodeTable {
   // --- lineages ----------------------------------------------------------------------------------
   /// For an open of a regular file: the view with one more hold on its file; none if unknown.
   std::optional<View> hold(NodeHandle node);
-  /// Lets an idle node but for `own_holds` take the newest version. False if others use it.
-  bool take_newest(NodeHandle node, std::uint32_t own_holds);
+  enum class Which { kCurrent, kAny };
+  /// Lets a node that is idle but for `own_holds` take the newest version. False if others use it,
+  /// or if it is not the one that lookups give and has to be.
+  bool take_newest(NodeHandle node, std::uint32_t own_holds, Which which = Which::kCurrent);
   /// The node's content has been committed as `version`. True if the names of the inode led
   /// elsewhere and now lead to this node.
   bool committed(NodeHandle node, Version version);

@@ -50,7 +50,8 @@ void FileSystem::open(Ctx ctx, NodeHandle node, const OpenRequest& request, Open
       return reply.opened(*result);
     }
   }
-  auto task = do_open(at(reply), cred(ctx), node, wish);
+  wish.second_try = second_tries_.take(ctx.pid, node, at(reply).env->now());
+  auto task = open_for(at(reply), cred(ctx), ctx.pid, node, wish);
   run_request(ctx, std::move(reply), std::move(task),
               [](OpenReply& to, const OpenResult& result) { to.opened(result); });
 }
@@ -75,6 +76,13 @@ std::optional<OpenResult> FileSystem::open_attached(const View& view, const Open
   return *result;
 }
 
+Task<OpenResult> FileSystem::open_for(LoopContext& at, Credentials who, pid_t caller,
+                                      NodeHandle node, OpenWish wish) {
+  auto result = co_await do_open(at, who, node, wish);
+  if (!result && result.error() == stale()) second_tries_.refused(caller, at.env->now());
+  co_return result;
+}
+
 Task<OpenResult> FileSystem::do_open(LoopContext& at, Credentials who, NodeHandle node,
                                      OpenWish wish) {
   const auto view = table_.hold(node);
@@ -89,7 +97,11 @@ Task<OpenResult> FileSystem::open_held(LoopContext& at, Credentials who, NodeHan
                                        FilePtr file, OpenWish wish) {
   if (!wish.create) FM_CO_CHECK(co_await check_squashed(at, who, node, wish.rights, wish.squashed));
   FM_CO_TRY(const auto pass, co_await file->gate.enter());
-  FM_CO_CHECK(co_await attach_content(at, who, node, file, !wish.truncate, !wish.writable));
+  ContentWish content;
+  content.bytes = !wish.truncate;
+  content.may_stream = !wish.writable;
+  content.second_try = wish.second_try;
+  FM_CO_CHECK(co_await attach_content(at, who, node, file, content));
   if (!wish.writable) co_return register_open(file, wish);
   if (const auto view = table_.find(node)) note_writer(*file, who, view->attr.change);
   for (;;) {
@@ -127,11 +139,14 @@ CachePin FileSystem::attached(FileState& file, Version version) {
 }
 
 Task<void> FileSystem::attach_content(LoopContext& at, Credentials who, NodeHandle node,
-                                      FilePtr file, bool need_content, bool may_stream) {
+                                      FilePtr file, ContentWish wish) {
   constexpr int kAttempts = 4;
+  const bool need_content = wish.bytes;
+  const bool may_stream = wish.may_stream;
+  const auto which = wish.second_try ? NodeTable::Which::kAny : NodeTable::Which::kCurrent;
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     const auto view = table_.find(node);
-    if (!view || !view->current) co_return stale();
+    if (!view || (!view->current && !wish.second_try)) co_return stale();
     if (file->sticky.load()) co_return fermata::Status{};  // the mount's own work goes on
     Attr attr = view->attr;
     CachePin copy;
@@ -155,10 +170,15 @@ Task<void> FileSystem::attach_content(LoopContext& at, Credentials who, NodeHand
     }
     if (file->sticky.load()) co_return fermata::Status{};
     const auto now = table_.find(node);
-    if (!now || !now->current) co_return stale();
-    if (now->version != attr.version) {
-      if (!table_.take_newest(node, 1)) co_return stale();
-      if (now->attr.version != attr.version) continue;  // something newer still is known
+    if (!now || (!now->current && !wish.second_try)) co_return stale();
+    if (now->version != attr.version && !table_.take_newest(node, 1, which)) {
+      copy = wish.second_try ? attached(*file, now->version) : CachePin();
+      if (!copy) co_return stale();
+      if (need_content && !copy->complete()) FM_CO_CHECK(co_await wait_filled(at, file, copy));
+      co_return fermata::Status{};
+    }
+    if (now->version != attr.version && now->attr.version != attr.version) {
+      continue;  // something newer still is known
     }
     copy = attached(*file, attr.version);
     if (!copy) {

@@ -6,6 +6,7 @@
 #include <catch2/generators/catch_generators.hpp>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <system_error>
 #include <thread>
 
@@ -377,6 +378,48 @@ TEST_CASE("locks: a holder whose session is over is fenced", "[locks]") {
   // Who had let go of a lost lock before writing on loses nothing.
   reader.pwrite("y", 0);
   CHECK(errno_of(fsync(reader.get())) == 0);
+}
+
+// Each commit of another mount makes the node old that a name was looked up for, and each lock
+// taken here makes it the newest again: open(2) tries twice and must not find both times that the
+// other one is.
+TEST_CASE("locks: others that lock and commit without a pause make no open fail", "[locks]") {
+  FM_NEEDS_MOUNTS();
+  constexpr auto kFor = 8s;
+  MiniCluster cluster;
+  const std::string a = cluster.mnt() + "/log";
+  const std::string b = cluster.mount_another() + "/log";
+  write_file(a, "x");
+  std::atomic<bool> over{false};
+  std::thread commits([&] {
+    while (!over) {
+      Fd log(a, O_WRONLY | O_APPEND);
+      flock(log.get(), LOCK_EX);
+      log.pwrite("y", 0);
+      flock(log.get(), LOCK_UN);
+    }
+  });
+  std::thread locks([&] {
+    Fd log(b, O_WRONLY);
+    while (!over) {
+      flock(log.get(), LOCK_EX);
+      flock(log.get(), LOCK_UN);
+      std::this_thread::sleep_for(1ms);
+    }
+  });
+  std::map<int, int> opens_by_error;
+  const auto end = std::chrono::steady_clock::now() + kFor;
+  for (int i = 0; std::chrono::steady_clock::now() < end; ++i) {
+    const int fd = open(b.c_str(), i % 2 == 0 ? O_RDONLY : O_WRONLY);
+    ++opens_by_error[fd < 0 ? errno : 0];
+    if (fd >= 0) close(fd);
+  }
+  over = true;
+  commits.join();
+  locks.join();
+  const int opens = opens_by_error[0];
+  CHECK(opens > 0);
+  CHECK(opens_by_error == std::map<int, int>{{0, opens}});
 }
 
 TEST_CASE("locks: SQLite from two mounts loses no transaction", "[locks]") {
