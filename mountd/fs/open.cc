@@ -206,7 +206,18 @@ Task<CacheStore::Fill> FileSystem::begin_fill(LoopContext& at, Attr attr, bool n
   const auto job = [store, attr, allocated, mode, path] {
     return store->begin_fill(attr.inode, attr.version, attr.size_bytes, allocated, mode, path);
   };
-  co_return co_await blocking<CacheStore::Fill>(*at.env, job);
+  // What a program has just closed or removed keeps its room until the kernel's RELEASE is here and
+  // its last writes are settled.
+  constexpr auto kPatience = std::chrono::seconds(1);
+  constexpr auto kPause = std::chrono::milliseconds(10);
+  const TimePoint deadline = at.env->now() + kPatience;
+  for (;;) {
+    auto fill = co_await blocking<CacheStore::Fill>(*at.env, job);
+    const bool full = !fill && fill.error() == std::errc::no_space_on_device;
+    if (!full || at.env->now() >= deadline) co_return fill;
+    const std::error_code stop = co_await at.env->sleep_for(kPause);
+    if (stop) co_return stop;
+  }
 }
 
 Task<void> FileSystem::fill_copy(LoopContext& at, FilePtr file, Attr attr, FileContent content,

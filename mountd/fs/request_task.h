@@ -74,13 +74,13 @@ struct RequestTask : std::enable_shared_from_this<RequestTask<R>> {
     constexpr auto kLookAgain = std::chrono::milliseconds(100);
     if (over) return;
     const bool ends = interrupts == Interrupts::kAny || is_being_killed(caller);
-    if (ends && (interrupts != Interrupts::kFatalLate || late)) {
-      cancel.emit(boost::asio::cancellation_type::terminal);
-      return;
-    }
+    const bool now = ends && (interrupts != Interrupts::kFatalLate || late);
+    // Once more later if it goes on: what was under way just then may not have listened.
+    if (now) cancel.emit(boost::asio::cancellation_type::terminal);
+    if (over) return;
     late = ends;
-    timer.expires_after(ends ? boost::asio::steady_timer::duration(kLastWordsPatience)
-                             : boost::asio::steady_timer::duration(kLookAgain));
+    timer.expires_after(ends && !now ? boost::asio::steady_timer::duration(kLastWordsPatience)
+                                     : boost::asio::steady_timer::duration(kLookAgain));
     timer.async_wait([weak = this->weak_from_this()](boost::system::error_code error) {
       auto self = weak.lock();
       if (self && !error) self->interrupted();

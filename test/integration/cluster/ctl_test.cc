@@ -42,8 +42,14 @@ TEST_CASE("ctl: a mount in use is not taken away, and what is not committed is s
     CHECK(refused.exit_code != 0);
     CHECK(run("grep -c " + other + " /proc/self/mounts").out == "1\n");
   }
-  const RunResult ended = cluster.fermata("umount " + other);
-  CAPTURE(ended.out);
+  RunResult ended;
+  // The killed writer may still be on its way out.
+  const bool unused = eventually([&] {
+    ended = cluster.fermata("umount " + other);
+    return !says(ended, "is in use");
+  });
+  CAPTURE(ended.out, run("fuser -vm " + other).out);
+  CHECK(unused);
   CHECK(ended.exit_code == 1);
   CHECK(says(ended, "waiting until everything"));
   CHECK(says(ended, "1 file could not be committed"));

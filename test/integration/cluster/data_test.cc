@@ -30,5 +30,31 @@ TEST_CASE("data: what is written by any means is what is read, here and elsewher
   CHECK(cluster.digests_equal());
 }
 
+TEST_CASE("data: a small cache takes a file as soon as the others are closed or removed",
+          "[data]") {
+  FM_NEEDS_MOUNTS();
+  const std::string path = GENERATE(std::string(), std::string(",nopassthrough"));
+  CAPTURE(path);
+  MiniCluster cluster({3, false, {}});
+  const std::string mnt = cluster.root() + "/mnt";
+  const std::string options = "cache-size=20M" + path;
+  REQUIRE(cluster.mount_with(mnt, cluster.root() + "/cache", options).exit_code == 0);
+  const std::string megabytes = "head -c 12M /dev/urandom > " + mnt;
+  REQUIRE(run(megabytes + "/a && " + megabytes + "/b").exit_code == 0);
+  const std::string a = mnt + "/a";
+  const std::string b = mnt + "/b";
+  for (int round = 0; round < 20; ++round) {
+    CAPTURE(round);
+    const RunResult closed = run("dd if=/dev/urandom of=" + a +
+                                 " bs=64K count=150 conv=notrunc status=none && wc -c < " + b);
+    CHECK(closed.out == "12582912\n");
+    const RunResult removed = run("cp " + a + " " + mnt + "/c && rm " + mnt + "/c && wc -c < " + b);
+    CHECK(removed.out == "12582912\n");
+    const RunResult appended =
+        run("cat " + a + " >> " + mnt + "/d && rm " + mnt + "/d && cat " + b + " | wc -c");
+    CHECK(appended.out == "12582912\n");
+  }
+}
+
 }  // namespace
 }  // namespace fermata::test
