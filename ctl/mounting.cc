@@ -15,6 +15,7 @@
 #include <fstream>
 #include <optional>
 
+#include "ctl/node_client.h"
 #include "ctl/process.h"
 
 namespace fermata::ctl {
@@ -86,8 +87,12 @@ int mount_in_background(const Context& context, const MountRequest& request) {
     complain(request.mount_point + " is a Fermata mount already; nothing was changed");
     return kExitMountFailed;
   }
+  if (const std::string why = unknown_hosts(request.servers); !why.empty()) {
+    complain(why + "; nothing was changed");
+    return kExitMountFailed;
+  }
   std::error_code error;
-  fs::create_directories(request.mount_point, error);
+  const bool made = fs::create_directories(request.mount_point, error);
   if (error) {
     complain("cannot make the mount point " + request.mount_point + ": " + error.message());
     return kExitMountFailed;
@@ -117,13 +122,14 @@ int mount_in_background(const Context& context, const MountRequest& request) {
   if (!request.foreground)
     note.emplace("waiting until the mount answers (the servers are " + servers +
                  "; they have 30 seconds)");
-  const auto code = run_program(argv);
+  const auto code = request.foreground ? run_in_foreground(argv) : run_program(argv);
   note.reset();
+  if (code && *code == 0) return kExitOk;
+  if (made && !is_fermata_mount(request.mount_point)) fs::remove(request.mount_point, error);
   if (!code) {
     complain("cannot run " + argv[0] + ": " + code.error().message());
     return kExitMountFailed;
   }
-  if (*code == 0) return kExitOk;
   // In the foreground this is the daemon's whole life: it may have ended with work uncommitted.
   return request.foreground && *code == kMountdExitDirty ? kExitError : kExitMountFailed;
 }

@@ -1,5 +1,6 @@
 #include "ctl/node_client.h"
 
+#include <netdb.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -48,6 +49,21 @@ Result<std::vector<std::string>> parse_servers(const std::string& text) {
   }
   if (servers.empty()) return std::errc::invalid_argument;
   return servers;
+}
+
+std::string unknown_hosts(const std::vector<std::string>& servers) {
+  std::string why;
+  for (const std::string& server : servers) {
+    const auto address = parse_address(server);
+    if (!address) continue;
+    addrinfo* found = nullptr;
+    const int error = getaddrinfo(address->host.c_str(), nullptr, nullptr, &found);
+    if (error == 0) freeaddrinfo(found);
+    if (error == 0 || error == EAI_AGAIN) return {};
+    why += (why.empty() ? "" : "; ") + ("the host " + address->host + " is not known: ") +
+           gai_strerror(error);
+  }
+  return why;
 }
 
 struct NodeClient::Impl {

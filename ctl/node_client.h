@@ -16,6 +16,10 @@ namespace fermata::ctl {
 /// A ":/path" behind it, as of a mount source, is ignored.
 Result<std::vector<std::string>> parse_servers(const std::string& text);
 
+/// What to say if the name of none of `servers` can be resolved: such a list is mistyped. Empty if
+/// one can be, now or perhaps later (the resolver is not there yet). Blocks as long as it does.
+std::string unknown_hosts(const std::vector<std::string>& servers);
+
 class NodeClient {
  public:
   NodeClient();

@@ -10,9 +10,9 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <sstream>
 #include <thread>
 
+#include "common/base/mount_table.h"
 #include "ctl/commands.h"
 
 extern char** environ;
@@ -20,35 +20,56 @@ extern char** environ;
 namespace fermata::ctl {
 namespace {
 
-/// mountinfo writes space, tab, newline and backslash as \ooo.
-std::string unescape(const std::string& text) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '\\' && i + 3 < text.size()) {
-      out.push_back(static_cast<char>(std::strtol(text.substr(i + 1, 3).c_str(), nullptr, 8)));
-      i += 3;
-    } else {
-      out.push_back(text[i]);
-    }
-  }
-  return out;
+Result<pid_t> spawn(const std::vector<std::string>& argv, const sigset_t& blocked) {
+  std::vector<char*> arguments;
+  for (const std::string& argument : argv) arguments.push_back(const_cast<char*>(argument.c_str()));
+  arguments.push_back(nullptr);
+  posix_spawnattr_t attributes;
+  posix_spawnattr_init(&attributes);
+  posix_spawnattr_setsigmask(&attributes, &blocked);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+  pid_t pid = 0;
+  const int error =
+      posix_spawn(&pid, argv[0].c_str(), nullptr, &attributes, arguments.data(), environ);
+  posix_spawnattr_destroy(&attributes);
+  if (error != 0) return from_errno(error);
+  return pid;
+}
+
+int exit_code(int status) {
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 }  // namespace
 
 Result<int> run_program(const std::vector<std::string>& argv) {
-  std::vector<char*> arguments;
-  for (const std::string& argument : argv) arguments.push_back(const_cast<char*>(argument.c_str()));
-  arguments.push_back(nullptr);
-  pid_t pid = 0;
-  if (const int error =
-          posix_spawn(&pid, argv[0].c_str(), nullptr, nullptr, arguments.data(), environ);
-      error != 0)
-    return from_errno(error);
+  sigset_t blocked;
+  sigprocmask(SIG_SETMASK, nullptr, &blocked);
+  FM_TRY(const pid_t pid, spawn(argv, blocked));
   int status = 0;
   while (waitpid(pid, &status, 0) < 0)
     if (errno != EINTR) return last_errno();
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return exit_code(status);
+}
+
+Result<int> run_in_foreground(const std::vector<std::string>& argv) {
+  sigset_t passed_on;
+  sigemptyset(&passed_on);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGCHLD})
+    sigaddset(&passed_on, signal);
+  sigset_t before;
+  sigprocmask(SIG_BLOCK, &passed_on, &before);
+  FM_TRY(const pid_t pid, spawn(argv, before));
+  for (;;) {
+    int status = 0;
+    const pid_t ended = waitpid(pid, &status, WNOHANG);
+    if (ended < 0) return last_errno();
+    if (ended == pid) return exit_code(status);
+    siginfo_t info;
+    const int signal = sigwaitinfo(&passed_on, &info);
+    // What comes from the terminal the program has got itself.
+    if (signal > 0 && signal != SIGCHLD && info.si_code != SI_KERNEL) kill(pid, signal);
+  }
 }
 
 pid_t running_pid(const std::string& pidfile, const std::string& name) {
@@ -95,15 +116,8 @@ bool stop_process(pid_t pid, std::chrono::milliseconds patience) {
 
 std::vector<std::string> fermata_mounts() {
   std::vector<std::string> found;
-  std::ifstream mounts("/proc/self/mountinfo");
-  for (std::string line; std::getline(mounts, line);) {
-    std::istringstream fields(line);
-    std::string id, parent, device, root, target, word, type;
-    fields >> id >> parent >> device >> root >> target;
-    while (fields >> word && word != "-") {
-    }
-    fields >> type;
-    if (type == "fuse.fermata") found.push_back(unescape(target));
+  for (auto& mount : mount_table()) {
+    if (mount.type == "fuse.fermata") found.push_back(std::move(mount.mount_point));
   }
   return found;
 }

@@ -18,6 +18,8 @@ namespace fermata::ctl {
 
 /// Runs a program and waits for it; its standard streams are ours. The exit code, or 128 + signal.
 Result<int> run_program(const std::vector<std::string>& argv);
+/// The same for a program that is this one's whole work: signals to end are passed on to it.
+Result<int> run_in_foreground(const std::vector<std::string>& argv);
 
 /// The pid in `pidfile` if that process lives and is the program `name` (by /proc/PID/comm), else
 /// 0.

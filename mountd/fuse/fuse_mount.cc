@@ -7,7 +7,6 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,7 +16,6 @@
 #include <filesystem>
 #include <fstream>
 #include <future>
-#include <sstream>
 #include <thread>
 
 #include "common/base/errc.h"
@@ -26,41 +24,6 @@ extern char** environ;
 
 namespace fermata::mountd {
 namespace {
-
-/// mountinfo writes space, tab, newline and backslash as \ooo.
-std::string unescape(const std::string& text) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '\\' && i + 3 < text.size()) {
-      out +=
-          static_cast<char>((text[i + 1] - '0') * 64 + (text[i + 2] - '0') * 8 + text[i + 3] - '0');
-      i += 3;
-    } else {
-      out += text[i];
-    }
-  }
-  return out;
-}
-
-std::optional<MountInfo> parse_line(const std::string& line) {
-  // id parent major:minor root mount_point options [optional...] - type source super_options
-  std::istringstream in(line);
-  std::string id, parent, device, root, point, options, word;
-  if (!(in >> id >> parent >> device >> root >> point >> options)) return std::nullopt;
-  while (in >> word && word != "-") {
-  }
-  MountInfo info;
-  std::string source;
-  if (!(in >> info.type >> source)) return std::nullopt;
-  const auto colon = device.find(':');
-  if (colon == std::string::npos) return std::nullopt;
-  info.device_number =
-      makedev(static_cast<unsigned>(std::strtoul(device.c_str(), nullptr, 10)),
-              static_cast<unsigned>(std::strtoul(device.c_str() + colon + 1, nullptr, 10)));
-  info.mount_point = unescape(point);
-  info.source = unescape(source);
-  return info;
-}
 
 bool is_at_or_below(const std::string& path, const std::string& directory) {
   if (directory == "/") return true;
@@ -97,20 +60,16 @@ std::string escape_option(const std::string& text) {
 }  // namespace
 
 std::optional<MountInfo> find_mount(const std::string& path) {
-  std::ifstream in("/proc/self/mountinfo");
-  std::optional<MountInfo> found;  // a later line covers an earlier one
-  for (std::string line; std::getline(in, line);) {
-    auto info = parse_line(line);
-    if (info && info->mount_point == path) found = std::move(info);
+  std::optional<MountInfo> found;  // a later one covers an earlier one
+  for (auto& info : mount_table()) {
+    if (info.mount_point == path) found = std::move(info);
   }
   return found;
 }
 
 std::optional<MountInfo> find_mount(std::uint64_t device_number) {
-  std::ifstream in("/proc/self/mountinfo");
-  for (std::string line; std::getline(in, line);) {
-    auto info = parse_line(line);
-    if (info && info->device_number == device_number) return info;
+  for (auto& info : mount_table()) {
+    if (info.device_number == device_number) return std::move(info);
   }
   return std::nullopt;
 }

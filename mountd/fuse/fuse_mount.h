@@ -7,18 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "common/base/mount_table.h"
 #include "mountd/fuse/fuse_session.h"
 
 namespace fermata::mountd {
 
 inline constexpr const char* kFilesystemType = "fuse.fermata";
-
-struct MountInfo {
-  std::uint64_t device_number = 0;  ///< st_dev
-  std::string mount_point;
-  std::string type;
-  std::string source;
-};
 
 /// The topmost mount at exactly `path` (absolute, no symbolic links), if there is one.
 std::optional<MountInfo> find_mount(const std::string& path);

@@ -15,11 +15,11 @@
 #include <filesystem>
 #include <fstream>
 #include <set>
-#include <sstream>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
 
+#include "common/base/mount_table.h"
 #include "common/base/process.h"
 
 namespace fermata::test {
@@ -50,38 +50,12 @@ void kill_and_wait(pid_t pid) {
   eventually([pid] { return !is_alive(pid); }, std::chrono::seconds(10));
 }
 
-struct Mount {
-  std::string path;
-  std::string type;
-};
-
-/// mountinfo writes space, tab, newline and backslash as \\ooo (proc(5)).
-std::string unescaped(const std::string& text) {
-  std::string out;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '\\' && i + 3 < text.size()) {
-      out += static_cast<char>(std::stoi(text.substr(i + 1, 3), nullptr, 8));
-      i += 3;
-    } else {
-      out += text[i];
-    }
-  }
-  return out;
-}
-
 /// What is mounted at or below `dir`, in the order of mounting. Asks the kernel, not the mounts.
-std::vector<Mount> mounts_below(const std::string& dir) {
-  std::vector<Mount> found;
-  std::ifstream table("/proc/self/mountinfo");
-  for (std::string line; std::getline(table, line);) {
-    std::istringstream fields(line);
-    std::string skipped, point, word, type;
-    fields >> skipped >> skipped >> skipped >> skipped >> point;
-    while (fields >> word && word != "-") {
-    }
-    fields >> type;
-    point = unescaped(point);
-    if (point == dir || point.starts_with(dir + "/")) found.push_back({point, type});
+std::vector<MountInfo> mounts_below(const std::string& dir) {
+  std::vector<MountInfo> found;
+  for (auto& mount : mount_table()) {
+    const std::string& point = mount.mount_point;
+    if (point == dir || point.starts_with(dir + "/")) found.push_back(std::move(mount));
   }
   return found;
 }
@@ -90,8 +64,8 @@ std::vector<Mount> mounts_below(const std::string& dir) {
 std::vector<pid_t> daemons_below(const std::string& dir) {
   constexpr int kDepthMax = 3;  // root/c/disk/cache/mountd.pid
   std::set<std::string> closed;
-  for (const Mount& mount : mounts_below(dir))
-    if (mount.type.starts_with("fuse")) closed.insert(mount.path);
+  for (const MountInfo& mount : mounts_below(dir))
+    if (mount.type.starts_with("fuse")) closed.insert(mount.mount_point);
   std::vector<pid_t> found;
   std::error_code error;
   fs::recursive_directory_iterator at(dir, error);
@@ -112,7 +86,8 @@ bool detach_all(const std::string& dir) {
     auto mounts = mounts_below(dir);
     if (mounts.empty()) return true;
     std::reverse(mounts.begin(), mounts.end());
-    for (const Mount& mount : mounts) umount2(mount.path.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
+    for (const MountInfo& mount : mounts)
+      umount2(mount.mount_point.c_str(), MNT_DETACH | UMOUNT_NOFOLLOW);
   }
   return mounts_below(dir).empty();
 }

@@ -6,6 +6,8 @@
 #include <boost/json.hpp>
 #include <catch2/catch_test_macros.hpp>
 
+#include "common/base/mount_table.h"
+#include "common/base/process.h"
 #include "test/integration/cluster/files.h"
 #include "test/support/mini_cluster.h"
 
@@ -13,6 +15,12 @@ namespace fermata::test {
 namespace {
 
 namespace json = boost::json;
+
+bool is_mounted(const std::string& path) {
+  for (const auto& mount : mount_table())
+    if (mount.mount_point == path) return true;
+  return false;
+}
 
 bool says(const RunResult& result, const std::string& words) {
   return result.out.find(words) != std::string::npos;
@@ -105,6 +113,31 @@ TEST_CASE("ctl: a start that could not mount is not repeated by the next one", "
   REQUIRE(started.exit_code == 0);
   CHECK(says(started, "mounted on " + cluster.mnt()));
   CHECK(write_error(cluster.mnt() + "/f", "x") == EROFS);  // mounted as before
+}
+
+TEST_CASE("ctl: a mount that cannot be leaves nothing; one in the foreground ends as it is told",
+          "[smoke]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster({3, false, {}});
+  const std::string mnt = cluster.root() + "/mnt";
+  const std::string cache = cluster.root() + "/cache";
+  const RunResult unknown =
+      cluster.fermata("mount bad..name:7000:/ " + mnt + " --cache-dir " + cache);
+  CAPTURE(unknown.out);
+  CHECK(unknown.exit_code == 32);
+  CHECK(says(unknown, "bad..name"));
+  CHECK(run("test -e " + mnt + " -o -e " + cache).exit_code == 1);
+  const RunResult refused = cluster.mount_with(mnt, cache, "no_such_option");
+  CHECK(refused.exit_code != 0);
+  CHECK(run("test -e " + mnt).exit_code == 1);
+
+  const std::string started = run(cluster.bin("fermata") + " mount -f " + cluster.servers() + " " +
+                                  mnt + " --cache-dir " + cache + " >/dev/null 2>&1 & echo $!")
+                                  .out;
+  CHECK(eventually([&] { return is_mounted(mnt) && write_error(mnt + "/f", "x") == 0; }));
+  CHECK(run("kill -TERM " + started).exit_code == 0);
+  CHECK(eventually([&] { return !is_mounted(mnt); }));
+  CHECK(eventually([&] { return !is_alive(std::stoi(started)); }));
 }
 
 TEST_CASE("ctl: a node whose port is taken says so in its log, and a mount what it waits for",
