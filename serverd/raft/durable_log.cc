@@ -360,9 +360,13 @@ Status DurableLog::cut_on_disk(LogIndex from, std::uint32_t end) {
   Segment& segment = segments_.back();
   FM_ASSERT(end > sizeof(SegmentHeader) && end <= segment.end);
   if (end == segment.end) return {};
+  FM_CHECK(cut_segment(segment, end));
+  return segment.file->sync();
+}
+
+Status DurableLog::cut_segment(Segment& segment, std::uint32_t end) {
   FM_CHECK(segment.file->truncate(end));
-  FM_CHECK(segment.file->sync());
-  segment.end = end;
+  segment.end = segment.filled = end;
   return {};
 }
 
@@ -407,7 +411,7 @@ Status DurableLog::write_batch(bool fresh, LogIndex first, ByteView bytes) {
     Status written;
     const std::size_t segments = segments_.size();
     if (fresh) written = begin_segment(first);
-    if (written) written = segments_.back().file->write_at(segments_.back().end, bytes);
+    if (written) written = write_over_zeros(segments_.back(), bytes);
     if (written || written.error() != std::errc::no_space_on_device) return written;
     if (!fresh || segments_.size() > segments) FM_CHECK(take_back(fresh));
     if (options_.make_room && options_.make_room()) continue;
@@ -416,11 +420,31 @@ Status DurableLog::write_batch(bool fresh, LogIndex first, ByteView bytes) {
   }
 }
 
+/// With more zeros behind it where those that are there do not reach: they are synced with it.
+Status DurableLog::write_over_zeros(Segment& segment, ByteView bytes) {
+  constexpr std::uint32_t kStepsMax = 16;  // in a segment
+  const std::uint64_t end = segment.end + bytes.size();
+  const std::uint32_t step = std::max(options_.segment_bytes / kStepsMax, std::uint32_t{1});
+  const std::uint64_t wanted =
+      std::min<std::uint64_t>((end + step - 1) / step * step, options_.segment_bytes);
+  if (end <= segment.filled || wanted <= end) return segment.file->write_at(segment.end, bytes);
+  std::string padded(as_text(bytes));
+  padded.resize(wanted - segment.end, '\0');
+  const Status written = segment.file->write_at(segment.end, as_bytes(padded));
+  if (written) {
+    segment.filled = static_cast<std::uint32_t>(wanted);
+    return {};
+  }
+  if (written.error() != std::errc::no_space_on_device) return written;
+  FM_CHECK(cut_segment(segment, segment.end));  // perhaps there is room without them
+  return segment.file->write_at(segment.end, bytes);
+}
+
 /// Durably: what is left of a batch would look like damage behind the one that comes in its place.
 Status DurableLog::take_back(bool fresh) {
   if (fresh) return remove_newest_segment();
   Segment& segment = segments_.back();
-  FM_CHECK(segment.file->truncate(segment.end));
+  FM_CHECK(cut_segment(segment, segment.end));
   return segment.file->sync();
 }
 

@@ -12,6 +12,15 @@ namespace fermata::serverd {
 
 using namespace log_format;
 
+namespace {
+
+bool all_zero(ByteView bytes) {
+  return std::all_of(bytes.begin(), bytes.end(),
+                     [](std::byte byte) { return byte == std::byte{0}; });
+}
+
+}  // namespace
+
 struct DurableLog::Recovery {
   Disk& disk;
   DurableLog& log;
@@ -297,6 +306,10 @@ Status DurableLog::Recovery::scan_segment(LogIndex first, bool is_last) {
       const bool good = record && record->prev_crc == chain && record->index == expected.value() &&
                         record->term >= last_term.value() && record->kind >= 1 &&
                         record->kind <= static_cast<std::uint8_t>(EntryKind::kMembership);
+      if (!good && is_last && all_zero(ByteView(bytes).subspan(offset))) {
+        tail_cut = static_cast<std::uint32_t>(offset);  // as if the file ended here
+        break;
+      }
       if (!good) {
         FM_CHECK(judge_record(bytes, first, offset, is_last));
         break;

@@ -470,6 +470,45 @@ TEST_CASE("DurableLog: a full disk is waited for, whatever is replaced meanwhile
   CHECK(waits > 500);
 }
 
+TEST_CASE("DurableLog: records are written over zeros that are there already", "[raft][log]") {
+  constexpr std::uint32_t kSegment = 64U << 10;
+  constexpr std::uint64_t kStep = kSegment / 16;
+  SimDisk disk(5);
+  SeededRandom random(5);
+  const std::string path = "/node/log/" + log_format::segment_name(LogIndex(1));
+  const auto size = [&] { return read_file(disk, path, 1U << 20)->size(); };
+  {
+    const auto log = open_ok(disk, options(kSegment));
+    for (std::uint64_t i = 1; i <= 100; ++i) {
+      REQUIRE(log->append(entries(i, i, 1)).has_value());
+      REQUIRE(log->persist().has_value());
+      CHECK(size() % kStep == 0);
+    }
+    disk.power_cut(random);  // all of it was synced
+  }
+  std::uint64_t last = 0;
+  {
+    const auto log = open_ok(disk, options(kSegment));
+    last = log->last_index().value();
+    CHECK(last > 50);
+    CHECK(image_of(*log).terms.size() == last);
+    CHECK(size() % kStep != 0);  // the zeros are gone
+    REQUIRE(log->append(entries(last + 1, last + 1, 2)).has_value());
+    REQUIRE(log->persist().has_value());
+    CHECK(size() % kStep == 0);
+  }
+  CHECK(open_ok(disk, options(kSegment))->last_index().value() == last + 1);
+
+  SECTION("zeros where a durable record was are damage") {
+    auto bytes = *read_file(disk, path, 1U << 20);
+    const std::size_t from = bytes.size() - log_format::record_bytes(data_of(last + 1, 2).size());
+    const Bytes zeros(bytes.size() - from);
+    REQUIRE((*disk.open(path, Disk::Mode::kReadWrite))->write_at(from, zeros).has_value());
+    std::string why;
+    CHECK(open_fails(disk, why, options(kSegment)) == Errc::kCorruptLog);
+  }
+}
+
 TEST_CASE("DurableLog: what a stopped process left in the cache is durable once the log is open",
           "[raft][log]") {
   const Quiet quiet;
@@ -600,8 +639,10 @@ TEST_CASE("DurableLog: once it is marked durable, a damaged last batch is no tor
       }
     }
     const std::string path = "/node/log/" + log_format::segment_name(LogIndex(1));
-    const std::size_t size = read_file(disk, path, 1 << 24)->size();
-    REQUIRE(disk.corrupt(path, size - 30, 1));
+    const Bytes bytes = *read_file(disk, path, 1 << 24);
+    const auto last_used =
+        std::find_if(bytes.rbegin(), bytes.rend(), [](std::byte b) { return b != std::byte{0}; });
+    REQUIRE(disk.corrupt(path, static_cast<std::size_t>(bytes.rend() - last_used) - 2, 1));
     std::string why;
     if (marked) {
       CHECK(open_fails(disk, why, options(1 << 20)) == Errc::kCorruptLog);
