@@ -299,7 +299,12 @@ Result<CacheStore::Fill> CacheStore::new_copy(CopyMeta meta, std::uint64_t charg
   meta.last_use_ns = wall_ns();
   const auto copy = make_object(meta);
   const auto make_file = [&]() -> Status {
-    FM_TRY(const auto fd, posix::open_file(copy->data_path_, O_RDWR | O_CREAT | O_EXCL));
+    auto opened = posix::open_file(copy->data_path_, O_RDWR | O_CREAT | O_EXCL);
+    if (!opened && opened.error() == std::errc::file_exists) {  // of an attempt without room
+      FM_CHECK(posix::remove_file(copy->data_path_));
+      opened = posix::open_file(copy->data_path_, O_RDWR | O_CREAT | O_EXCL);
+    }
+    FM_TRY(const auto fd, opened);
     if (meta.size_bytes > 0 && ::ftruncate(fd->get(), static_cast<off_t>(meta.size_bytes)) != 0) {
       return last_errno();
     }
@@ -307,10 +312,7 @@ Result<CacheStore::Fill> CacheStore::new_copy(CopyMeta meta, std::uint64_t charg
     copy->writer_ = fd;
     return {};
   };
-  Status made = with_room(0, nullptr, For::kReader, [&] {
-    posix::remove_file(copy->data_path_).has_value();
-    return make_file();
-  });
+  Status made = with_room(0, nullptr, For::kReader, make_file);
   if (made) opened_descriptor();
   // The sidecar of a copy that is dirty from the start is there before anybody can write to it.
   if (made && meta.maybe_dirty) {

@@ -142,11 +142,21 @@ Status CachedCopy::save_meta(posix::Durability durability) {
     meta = meta_locked();
     save_stale_ = false;
   }
-  const std::string bytes = encode_copy_meta(meta);
+  std::string bytes = encode_copy_meta(meta);
   close_sidecar();
-  const Status status = store_.with_room(bytes.size(), this, CacheStore::For::kReader, [&] {
-    return posix::replace_file(meta_path_, as_bytes(bytes), durability);
-  });
+  // One sector is written whole or not at all.
+  constexpr std::size_t kSectorBytes = 512;
+  const bool in_place = durability == posix::Durability::kNone && saved_bytes_ != 0 &&
+                        std::max(saved_bytes_, bytes.size()) <= kSectorBytes;
+  if (in_place) bytes.resize(std::max(saved_bytes_, bytes.size()), '\0');
+  Status status = from_errno(ENOENT);
+  if (in_place) status = posix::overwrite_file(meta_path_, as_bytes(bytes));
+  if (!status) {
+    status = store_.with_room(bytes.size(), this, CacheStore::For::kReader, [&] {
+      return posix::replace_file(meta_path_, as_bytes(bytes), durability);
+    });
+  }
+  saved_bytes_ = status ? bytes.size() : 0;
   const MutexLock lock(mutex_);
   if (status) {
     marked_on_disk_ = meta.maybe_dirty;
@@ -181,6 +191,7 @@ Status CachedCopy::save_step(const CommitStep& step) {
     const bool room = marked && sidecar_ && steps_ < kStepsMax;
     if (room && ::write(sidecar_->get(), bytes.data(), bytes.size()) ==
                     static_cast<ssize_t>(bytes.size())) {
+      saved_bytes_ += bytes.size();
       ++steps_;
       return {};
     }
@@ -351,8 +362,12 @@ Status CachedCopy::finish_fill(std::vector<ChunkId> chunks) {
     digest_known_ = {};
     complete_ = true;
   }
-  // Without its sidecar the copy serves until the next start, which removes it.
-  if (const Status saved = save_meta(posix::Durability::kNone); !saved) {
+  // Without its sidecar the copy serves until the next start, which removes it. An empty one is
+  // soon written to, or not worth it.
+  if (st.size_bytes == 0) {
+    const MutexLock lock(mutex_);
+    save_stale_ = true;
+  } else if (const Status saved = save_meta(posix::Durability::kNone); !saved) {
     spdlog::warn("cache: cannot write {}: {}", meta_path_, saved.error().message());
   }
   store_.recharge(*this, st.allocated_bytes);

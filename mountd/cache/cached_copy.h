@@ -268,6 +268,7 @@ class CachedCopy {
   Mutex save_mutex_;                                        // orders writes of the sidecar
   std::shared_ptr<Fd> sidecar_ FM_GUARDED_BY(save_mutex_);  // open while steps are appended
   std::uint32_t steps_ FM_GUARDED_BY(save_mutex_) = 0;      // appended to it
+  std::size_t saved_bytes_ FM_GUARDED_BY(save_mutex_) = 0;  // of the sidecar; 0: not known
   mutable Mutex mutex_;
   std::shared_ptr<Fd> reader_ FM_GUARDED_BY(mutex_);
   std::shared_ptr<Fd> writer_ FM_GUARDED_BY(mutex_);

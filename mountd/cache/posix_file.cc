@@ -102,6 +102,11 @@ Status replace_file(const std::string& path, ByteView bytes, Durability durabili
   return status;
 }
 
+Status overwrite_file(const std::string& path, ByteView bytes) {
+  FM_TRY(const auto fd, open_file(path, O_WRONLY));
+  return write_at(*fd, 0, bytes);
+}
+
 Status remove_file(const std::string& path) {
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) return last_errno();
   return {};

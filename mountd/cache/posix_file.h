@@ -47,6 +47,8 @@ Result<Bytes> read_whole(const std::string& path, std::uint64_t size_max_bytes);
 enum class Durability { kNone, kSynced };
 /// Temporary name, then rename; with kSynced also fdatasync and the sync of the directory.
 Status replace_file(const std::string& path, ByteView bytes, Durability durability);
+/// Writes over the beginning of a file that is there.
+Status overwrite_file(const std::string& path, ByteView bytes);
 /// Success if it is not there.
 Status remove_file(const std::string& path);
 /// Success if it is there; not recursive.

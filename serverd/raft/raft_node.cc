@@ -13,6 +13,7 @@ namespace asio = boost::asio;
 
 namespace {
 constexpr Duration kFullRetry = std::chrono::milliseconds(200);  // between looks for room
+constexpr std::uint64_t kApplyLaterMax = 64;  // entries that a backup may leave for later
 constexpr int kStalledTimeouts = 4;  // election timeouts that a sync of the primary may take
 }  // namespace
 
@@ -123,7 +124,7 @@ void RaftNode::obey(Output out) {
   if (unreported_ || !after_persist_.empty()) persist_wake_.notify();
   commit_ = std::max(commit_, out.commit);
   if (out.role_changed) note_role();
-  apply_some();
+  if (!may_apply_later()) apply_some();
   tell_role();
   check_reads();
   if (!running()) return;
@@ -182,6 +183,7 @@ asio::awaitable<void> RaftNode::tick_loop() {
       obey(std::move(out));
     }
     leave_stalled_disk(now);
+    if (applied_ < ready_to_apply()) apply_wake_.notify();
     if (!marking_ && !unreported_ && log_->has_unmarked() &&
         now - persisted_at_ > options_.mark_after) {
       marking_ = true;
@@ -284,6 +286,12 @@ LogIndex RaftNode::ready_to_apply() const {
   if (installing_ || state_stalled_) return applied_;
   const LogIndex commit = options_.apply_uncommitted ? log_->last_index() : commit_;
   return std::max(applied_, std::min(commit, log_->durable_index()));
+}
+
+/// Nobody asks a backup for its state: it applies many entries at once, at the next tick, rather
+/// than each before it can store the next.
+bool RaftNode::may_apply_later() const {
+  return role_ != Role::kPrimary && ready_to_apply().value() - applied_.value() < kApplyLaterMax;
 }
 
 /// One batch, now; the rest in further turns of the executor.

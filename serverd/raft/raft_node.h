@@ -145,6 +145,7 @@ class RaftNode final : public ReplicatedLog {
 
   // raft_node.cc: applying.
   LogIndex ready_to_apply() const;
+  bool may_apply_later() const;
   void apply_some();
   Status apply_batch(LogIndex up_to);
   boost::asio::awaitable<void> wait_for_state_room();
