@@ -10,7 +10,7 @@
 #include "common/access/access.h"
 #include "common/base/assert.h"
 #include "mountd/fs/attributes.h"
-#include "mountd/fs/caller.h"
+#include "mountd/fuse/caller.h"
 
 namespace fermata::mountd {
 namespace asio = boost::asio;

@@ -13,8 +13,8 @@
 #include <spdlog/spdlog.h>
 #include <sys/file.h>
 
-#include "mountd/fs/caller.h"
 #include "mountd/fs/file_system.h"
+#include "mountd/fuse/caller.h"
 
 namespace fermata::mountd {
 namespace asio = boost::asio;

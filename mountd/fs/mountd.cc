@@ -161,6 +161,7 @@ std::string Mountd::mount() {
   mount.no_dev = !options_.dev;
   mount.no_exec = !options_.exec;
   mount.passthrough = options_.passthrough;
+  mount.io_uring = options_.io_uring;
   mount.own_directories = {options_.cache_dir};
   MountError error;
   fuse_ = FuseSession::mount(mount, *loops_, *fs_, error);
@@ -278,6 +279,7 @@ std::string Mountd::list_cache() {
 std::string Mountd::cache_numbers() {
   const auto cache = store_->stats();
   const auto fs = fs_->summary();
+  const auto requests = fuse_->request_counts();
   json::object out{{"files", cache.files},
                    {"bytes", cache.bytes},
                    {"limit_bytes", cache.limit_bytes},
@@ -293,7 +295,10 @@ std::string Mountd::cache_numbers() {
                    {"nodes", fs.nodes.nodes},
                    {"session", session_.id().value()},
                    {"epoch", session_.epoch().value()},
-                   {"passthrough", fuse_->has_passthrough()}};
+                   {"passthrough", fuse_->has_passthrough()},
+                   {"io_uring", fuse_->has_io_uring()},
+                   {"requests_over_io_uring", requests.over_io_uring},
+                   {"requests_over_device", requests.over_device}};
   json::object rpcs;
   std::uint64_t total = 0;
   for (const auto& [method, count] : ClusterClient::call_counts()) {

@@ -76,6 +76,13 @@ std::string apply_one(MountdOptions& to, const std::string& name, const std::str
     const auto size = parse_size(value);
     if (!size) return "mount option cache-size wants a size such as 10G, not \"" + value + "\"";
     to.cache_size_bytes = *size;
+  } else if (name == "io_uring") {
+    static const std::map<std::string, IoUring> kWishes = {
+        {"auto", IoUring::kAuto}, {"on", IoUring::kOn}, {"off", IoUring::kOff}};
+    const auto wish = kWishes.find(value);
+    if (wish == kWishes.end())
+      return "mount option io_uring wants auto, on or off, not \"" + value + "\"";
+    to.io_uring = wish->second;
   } else if (name == "attr_timeout" || name == "entry_timeout" || name == "soft_timeout") {
     if (!parse_seconds(value, seconds))
       return "mount option " + name + " wants seconds, not \"" + value + "\"";

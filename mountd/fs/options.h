@@ -9,6 +9,7 @@
 #include "common/base/result.h"
 #include "mountd/fs/atime.h"
 #include "mountd/fs/identity.h"
+#include "mountd/fuse/fuse_session.h"
 
 namespace fermata::mountd {
 
@@ -31,6 +32,7 @@ struct MountdOptions {
   bool dev = false;
   bool exec = true;
   bool passthrough = true;
+  IoUring io_uring = IoUring::kAuto;
   bool soft = false;
   std::chrono::seconds soft_timeout{30};
   std::chrono::nanoseconds attr_timeout = std::chrono::hours(1);

@@ -18,7 +18,7 @@
 #include <memory>
 
 #include "common/base/result.h"
-#include "mountd/fs/caller.h"
+#include "mountd/fuse/caller.h"
 #include "mountd/fuse/operations.h"
 #include "mountd/fuse/reply.h"
 

@@ -2,8 +2,8 @@
 #include <sys/xattr.h>
 
 #include "common/access/access.h"
-#include "mountd/fs/caller.h"
 #include "mountd/fs/file_system.h"
+#include "mountd/fuse/caller.h"
 
 namespace fermata::mountd {
 namespace {

@@ -70,6 +70,7 @@ inline constexpr std::uint64_t kReaddirplus = 1ull << 13;
 inline constexpr std::uint64_t kHasExpireOnly = 1ull << 35;
 inline constexpr std::uint64_t kDirectIoAllowMmap = 1ull << 36;
 inline constexpr std::uint64_t kPassthrough = 1ull << 37;
+inline constexpr std::uint64_t kOverIoUring = 1ull << 41;  ///< kernel 6.14
 
 struct InitIn {
   std::uint32_t major;
@@ -276,5 +277,33 @@ static_assert(sizeof(BackingMap) == 16);
 inline constexpr unsigned long kIoctlClone = _IOR(229, 0, std::uint32_t);
 inline constexpr unsigned long kIoctlBackingOpen = _IOW(229, 1, BackingMap);
 inline constexpr unsigned long kIoctlBackingClose = _IOW(229, 2, std::uint32_t);
+
+// FUSE over io_uring.
+enum UringCommandCode : std::uint32_t {
+  kUringRegister = 1,        ///< an entry that has never been with the kernel
+  kUringCommitAndFetch = 2,  ///< an answer; the entry waits for the next request
+};
+
+/// The 80 bytes of command in a 128-byte submission entry begin with this.
+struct UringCommand {
+  std::uint64_t flags;
+  std::uint64_t commit_id;  ///< of the request that is answered
+  std::uint16_t queue;
+  std::uint8_t padding[6];
+};
+static_assert(sizeof(UringCommand) == 24);
+
+/// What an entry shares with the kernel beside the payload. `message` is the InHeader of a request,
+/// then the OutHeader of its answer; `operation` the first fixed part of a request.
+struct UringHeader {
+  std::byte message[128];
+  std::byte operation[128];
+  std::uint64_t flags;
+  std::uint64_t commit_id;
+  std::uint32_t payload_size;
+  std::uint32_t padding;
+  std::uint64_t reserved;
+};
+static_assert(sizeof(UringHeader) == 288);
 
 }  // namespace fermata::mountd::abi

@@ -17,6 +17,7 @@
 #include "mountd/fuse/fuse_mount.h"
 #include "mountd/fuse/session_core.h"
 #include "mountd/fuse/transport_dev.h"
+#include "mountd/fuse/transport_uring.h"
 
 namespace fermata::mountd {
 namespace {
@@ -68,6 +69,22 @@ bool backing_works(int control_fd) {
   return true;
 }
 
+Result<std::shared_ptr<Transport>> make_transport(SessionCore& core, int device, bool over_ring) {
+  auto readers = core.options_.reader_count;
+  if (readers == 0) readers = kReaderCountDefault;
+  readers = std::min(readers, core.loops_.count());
+  if (over_ring) {
+    FM_TRY(auto uring, UringTransport::create(device, core.loops_, readers, core, kRequestSizeMax));
+    return std::shared_ptr<Transport>(std::move(uring));
+  }
+  FM_TRY(auto dev, DevTransport::create(device, core.loops_, readers, core, kRequestSizeMax));
+  return std::shared_ptr<Transport>(std::move(dev));
+}
+
+MountError no_io_uring(const std::string& why) {
+  return {from_errno(EOPNOTSUPP), "io_uring=on is not possible: " + why};
+}
+
 void tear_down(SessionCore& core) {
   if (const auto status = detach_mount(core.mount_point_, core.device_number_); !status) {
     spdlog::error("fuse: cannot unmount {}: {}; run 'umount -l {}'", core.mount_point_,
@@ -102,6 +119,13 @@ std::unique_ptr<FuseSession> FuseSession::mount(const MountOptions& options, Loo
                                                 Operations& operations, MountError& error) {
   const auto path = check_mount_point(options, error);
   if (path.empty()) return nullptr;
+  const bool wants_ring = options.io_uring != IoUring::kOff;
+  std::string why_no_ring = wants_ring ? UringTransport::why_unavailable() : "io_uring=off";
+  const bool tries_ring = why_no_ring.empty();
+  if (options.io_uring == IoUring::kOn && !tries_ring) {
+    error = no_io_uring(why_no_ring);
+    return nullptr;
+  }
   auto core = std::make_shared<SessionCore>(options, loops, operations);
   core->mount_point_ = path;
   core->privileged_ = has_admin_capability();
@@ -109,10 +133,7 @@ std::unique_ptr<FuseSession> FuseSession::mount(const MountOptions& options, Loo
   if (device < 0) return nullptr;
   if (const auto mounted = find_mount(path)) core->device_number_ = mounted->device_number;
 
-  auto wanted = options.reader_count;
-  if (wanted == 0) wanted = std::min(loops.count(), kReaderCountDefault);
-  auto transport =
-      DevTransport::create(device, loops, std::min(wanted, loops.count()), *core, kRequestSizeMax);
+  auto transport = make_transport(*core, device, tries_ring);
   if (!transport) {
     error = {transport.error(), "cannot prepare /dev/fuse: " + transport.error().message()};
     tear_down(*core);
@@ -135,10 +156,18 @@ std::unique_ptr<FuseSession> FuseSession::mount(const MountOptions& options, Loo
       return nullptr;
     }
   }
+  if (tries_ring) why_no_ring = core->transport_->settle();
+  const bool over_ring = core->transport_->over_ring();
+  if (options.io_uring == IoUring::kOn && !over_ring) {
+    error = no_io_uring(why_no_ring);
+    return nullptr;
+  }
   core->has_passthrough_ = core->want_passthrough_ && backing_works(core->transport_->control_fd());
   core->has_epoch_ = static_cast<bool>(core->notify(abi::kNotifyIncEpoch, {}, {}));
-  spdlog::info("fuse: mounted {} on {} (passthrough {}, epoch {})", options.fs_name, path,
-               core->has_passthrough_ ? "on" : "off", core->has_epoch_ ? "on" : "off");
+  if (!over_ring) spdlog::info("fuse: requests come over /dev/fuse, not io_uring: {}", why_no_ring);
+  spdlog::info("fuse: mounted {} on {} (passthrough {}, epoch {}, io_uring {})", options.fs_name,
+               path, core->has_passthrough_ ? "on" : "off", core->has_epoch_ ? "on" : "off",
+               over_ring ? "on" : "off");
   return session;
 }
 
@@ -182,7 +211,8 @@ void FuseSession::stop(std::chrono::milliseconds deadline) {
   core.closed_.store(true, std::memory_order_release);
   core.transport_->close();
   core.interrupts_.clear();
-  core.on_every_loop([](unsigned) {});  // an answer that did not see `closed_` is through now
+  // An answer that did not see `closed_` is through after this.
+  core.on_every_loop([&core](unsigned loop) { core.state(loop).look.reset(); });
   core.operations_.destroy();
   core.set_ended();
 }
@@ -190,6 +220,13 @@ void FuseSession::stop(std::chrono::milliseconds deadline) {
 bool FuseSession::has_passthrough() const { return core_->has_passthrough_; }
 bool FuseSession::has_epoch() const { return core_->has_epoch_; }
 bool FuseSession::has_expire_only() const { return core_->offered(abi::kHasExpireOnly); }
+bool FuseSession::has_io_uring() const { return core_->transport_->over_ring(); }
+
+FuseSession::RequestCounts FuseSession::request_counts() const {
+  const auto counts = core_->transport_->counters();
+  return {counts.device_request_count, counts.ring_request_count};
+}
+
 std::uint64_t FuseSession::device_number() const { return core_->device_number_; }
 
 Result<std::int32_t> FuseSession::open_backing(int fd) {

@@ -28,6 +28,13 @@
 
 namespace fermata::mountd {
 
+/// Requests over io_uring instead of /dev/fuse (docs/FUSE.md).
+enum class IoUring {
+  kAuto,  ///< where the kernel offers it
+  kOn,    ///< or fail to mount
+  kOff,
+};
+
 struct MountOptions {
   std::string mount_point{};  ///< an existing directory, empty or not
   std::string fs_name =
@@ -40,6 +47,7 @@ struct MountOptions {
   bool strict_atime = false;  ///< these two are for statvfs(3): access times are the daemon's
   bool sync_dir = false;
   bool passthrough = true;  ///< use it where kernel and privileges allow
+  IoUring io_uring = IoUring::kAuto;
   /// How many loops watch /dev/fuse (0: all, at most 4). The kernel wakes every watcher for every
   /// request, so more watchers than busy cores cost wake-ups.
   unsigned reader_count = 0;
@@ -81,6 +89,8 @@ class FuseSession {
   /// INC_EPOCH works (kernel 6.16): without it answer every Entry with entry_timeout 0.
   bool has_epoch() const;
   bool has_expire_only() const;
+  /// Requests come over io_uring.
+  bool has_io_uring() const;
   std::uint64_t device_number() const;  ///< st_dev of the mount, from mountinfo
 
   // --- Passthrough
@@ -117,6 +127,11 @@ class FuseSession {
     std::uint64_t unique;
     std::chrono::milliseconds age;
   };
+  struct RequestCounts {
+    std::uint64_t over_device = 0;  ///< /dev/fuse, with what has no answer (FORGET, INTERRUPT)
+    std::uint64_t over_io_uring = 0;
+  };
+  RequestCounts request_counts() const;
   /// Requests that were read and not answered inline. Waits for the loops: not from one of them.
   std::vector<Pending> pending() const;
 

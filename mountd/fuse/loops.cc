@@ -38,20 +38,20 @@ Loops::Loops(unsigned count) {
     auto loop = std::make_unique<Loop>();
     loop->context = std::make_unique<boost::asio::io_context>(1);
     loop->work.emplace(loop->context->get_executor());
+    if (pinned) loop->cpu = static_cast<unsigned>(cpus[index]);
     loops_.push_back(std::move(loop));
   }
   for (unsigned index = 0; index < count; ++index) {
-    const int cpu = pinned ? cpus[index] : -1;
-    loops_[index]->thread = std::thread([this, index, cpu] {
+    loops_[index]->thread = std::thread([this, index, cpu = loops_[index]->cpu] {
       t_loops = this;
       t_index = index;
       pthread_setname_np(pthread_self(), ("loop-" + std::to_string(index)).c_str());
-      if (cpu >= 0) {
+      if (cpu) {
         cpu_set_t one;
         CPU_ZERO(&one);
-        CPU_SET(cpu, &one);
+        CPU_SET(*cpu, &one);
         if (sched_setaffinity(0, sizeof one, &one) != 0) {
-          spdlog::warn("loop {}: cannot stay on CPU {}", index, cpu);
+          spdlog::warn("loop {}: cannot stay on CPU {}", index, *cpu);
         }
       }
       loops_[index]->context->run();

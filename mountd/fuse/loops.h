@@ -31,6 +31,8 @@ class Loops {
   boost::asio::io_context::executor_type executor(unsigned index) {
     return loops_[index]->context->get_executor();
   }
+  /// The CPU that the loop's thread stays on; none when it is not pinned.
+  std::optional<unsigned> cpu(unsigned index) const { return loops_[index]->cpu; }
   /// The loop whose thread calls this, if it is one of these loops' threads.
   std::optional<unsigned> current() const;
   /// Ends the threads after their current handler. Call it on none of them. Idempotent.
@@ -40,6 +42,7 @@ class Loops {
   struct Loop {
     std::unique_ptr<boost::asio::io_context> context;
     std::optional<boost::asio::executor_work_guard<boost::asio::io_context::executor_type>> work;
+    std::optional<unsigned> cpu;
     std::thread thread;
   };
   std::vector<std::unique_ptr<Loop>> loops_;

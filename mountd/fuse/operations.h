@@ -4,8 +4,8 @@
 // that read one. Calls of different loops run at the same time; the implementation locks what it
 // shares. A method must not block: it answers inline, or keeps the Reply (reply.h) in a coroutine
 // of reply.executor() and answers there. Names and data are views into the transport's buffer and
-// are valid only until the method returns (copy them into the coroutine); the RequestContext is a
-// value.
+// are valid only until the method answers or returns, whichever is first: an answer may be written
+// over them (copy them into the coroutine). The RequestContext is a value.
 //
 // The kernel checks permissions (default_permissions), keeps locks to itself (flock and fcntl are
 // local to the mount as long as wants_locks() is false), knows no ACLs and applies the umask (as

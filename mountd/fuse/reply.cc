@@ -278,13 +278,18 @@ void CreateReply::created(const Entry& entry, const OpenResult& result) {
 
 void ReadReply::data(ByteView bytes) { send(bytes); }
 
+std::byte* ReadReply::read_buffer(std::size_t size_bytes) {
+  const auto place = core_->transport_->answer_buffer(loop_, unique_);
+  return place.size() >= size_bytes ? place.data() : scratch(size_bytes);
+}
+
 void ReadReply::file(int fd, std::uint64_t offset_bytes, std::size_t size_bytes) {
   int failure = 0;
   if (!on_loop()) {
     const auto bytes = read_file(fd, offset_bytes, size_bytes, failure);
     return failure != 0 && bytes.empty() ? error(failure) : data(bytes);
   }
-  auto* buffer = scratch(size_bytes);
+  auto* buffer = read_buffer(size_bytes);
   std::size_t done = 0;
   while (done < size_bytes) {
     const auto count =
@@ -300,7 +305,7 @@ void ReadReply::file(int fd, std::uint64_t offset_bytes, std::size_t size_bytes)
 
 bool ReadReply::try_file(int fd, std::uint64_t offset_bytes, std::size_t size_bytes) {
   FM_DASSERT(on_loop());
-  iovec part{scratch(size_bytes), size_bytes};
+  iovec part{read_buffer(size_bytes), size_bytes};
   const auto count = ::preadv2(fd, &part, 1, static_cast<off_t>(offset_bytes), RWF_NOWAIT);
   if (count < 0)
     return false;  // EAGAIN: not cached; anything else: let the ordinary path report it

@@ -220,6 +220,8 @@ class ReadReply : public Reply {
   [[nodiscard]] bool try_file(int fd, std::uint64_t offset_bytes, std::size_t size_bytes);
 
  private:
+  /// On the loop: where the answer goes out from without a copy, or else scratch memory.
+  std::byte* read_buffer(std::size_t size_bytes);
   friend class RequestDispatcher;
   using Reply::Reply;
 };

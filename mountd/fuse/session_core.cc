@@ -12,6 +12,7 @@
 
 #include "common/base/assert.h"
 #include "common/base/errc.h"
+#include "mountd/fuse/caller.h"
 
 namespace fermata::mountd {
 namespace {
@@ -146,6 +147,7 @@ void SessionCore::process(unsigned loop, MutableByteView bytes) {
   FM_DASSERT(here.request == nullptr);
   const auto opcode = request.opcode;
   const auto unique = request.unique;
+  const auto caller = static_cast<pid_t>(request.pid);
   request.opcode = opcode_for_libfuse(opcode);
   here.opcode = opcode;
   if (opcode == abi::kSetxattr && acls_) bytes = without_extension(here, bytes);
@@ -159,9 +161,38 @@ void SessionCore::process(unsigned loop, MutableByteView bytes) {
   here.request = nullptr;
   const bool has_answer = opcode != abi::kForget && opcode != abi::kBatchForget;
   if (has_answer && !here.answered) {
-    here.waiting[unique] = {here.operation, std::chrono::steady_clock::now()};
+    here.waiting[unique] = {here.operation, std::chrono::steady_clock::now(), caller};
     waiting_count_.fetch_add(1, std::memory_order_relaxed);
+    if (transport_->over_ring() && !here.looks) look_later(loop);
   }
+}
+
+// Over io_uring the kernel sends no INTERRUPT for a signal that comes while a request is on its way
+// to us (it notes that the request was sent, and looks at no signal afterwards). So we look.
+void SessionCore::look_later(unsigned loop) {
+  constexpr auto kLookEvery = std::chrono::milliseconds(200);
+  auto& here = state(loop);
+  here.looks = true;
+  if (!here.look) here.look = std::make_unique<boost::asio::steady_timer>(loops_.context(loop));
+  here.look->expires_after(kLookEvery);
+  here.look->async_wait([weak = weak_from_this(), loop](const boost::system::error_code& error) {
+    const auto self = weak.lock();
+    if (self && !error) self->look_at_signals(loop);
+  });
+}
+
+void SessionCore::look_at_signals(unsigned loop) {
+  constexpr auto kAgeMin = std::chrono::milliseconds(100);
+  auto& here = state(loop);
+  here.looks = false;
+  if (closed() || here.waiting.empty()) return;
+  const auto now = std::chrono::steady_clock::now();
+  std::vector<std::uint64_t> signalled;
+  for (const auto& [unique, waiting] : here.waiting) {
+    if (now - waiting.since >= kAgeMin && has_signal(waiting.caller)) signalled.push_back(unique);
+  }
+  for (const auto unique : signalled) interrupts_.fire(unique);
+  look_later(loop);
 }
 
 MutableByteView SessionCore::without_extension(LoopState& here, MutableByteView request) const {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <boost/asio/steady_timer.hpp>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -66,6 +67,7 @@ class SessionCore : public TransportHost, public std::enable_shared_from_this<Se
   struct Waiting {
     const char* operation;
     std::chrono::steady_clock::time_point since;
+    pid_t caller = 0;  ///< a thread
   };
   struct LoopState {
     const abi::InHeader* request = nullptr;  ///< the one being processed
@@ -74,6 +76,8 @@ class SessionCore : public TransportHost, public std::enable_shared_from_this<Se
     std::uint32_t opcode = 0;                ///< of that one, as the kernel sent it
     bool kill_sgid = false;                  ///< that one is a SETXATTR with this flag
     std::unordered_map<std::uint64_t, Waiting> waiting;
+    std::unique_ptr<boost::asio::steady_timer> look;  ///< at the callers' signals
+    bool looks = false;
   };
 
   // TransportHost
@@ -123,6 +127,8 @@ class SessionCore : public TransportHost, public std::enable_shared_from_this<Se
   bool stopped_ = false;
 
  private:
+  void look_later(unsigned loop);
+  void look_at_signals(unsigned loop);
   void refuse(unsigned loop, const abi::InHeader& request, int errno_value);
   ssize_t write_init_reply(const iovec* parts, int count);
   std::vector<std::unique_ptr<LoopState>> loop_states_;

@@ -89,6 +89,7 @@ void DevTransport::read_some(Reader& reader) {
     const auto size = ::read(reader.fd, reader.buffer.get(), buffer_size_);
     if (size > 0) {
       --budget;
+      reader.request_count.fetch_add(1, std::memory_order_relaxed);
       host_.process(reader.loop, {reader.buffer.get(), static_cast<std::size_t>(size)});
       continue;
     }
@@ -106,17 +107,33 @@ void DevTransport::read_some(Reader& reader) {
 
 void DevTransport::stop_reading() {
   if (std::exchange(stopped_, true)) return;
+  for (auto& reader : readers_) stop_reading_on(*reader);
+}
+
+void DevTransport::read_on_one_loop() {
   for (auto& reader : readers_) {
-    std::promise<void> done;
-    auto* at = reader.get();
-    boost::asio::post(loops_.context(at->loop), [at, &done] {
-      at->reading = false;
-      if (at->watch) at->watch->release();  // ends the wait; the descriptor stays open for answers
-      at->watch.reset();
-      done.set_value();
-    });
-    done.get_future().wait();
+    if (reader->loop != 0) stop_reading_on(*reader);
   }
+}
+
+void DevTransport::stop_reading_on(Reader& reader) {
+  std::promise<void> done;
+  boost::asio::post(loops_.context(reader.loop), [&reader, &done] {
+    reader.reading = false;
+    if (reader.watch)
+      reader.watch->release();  // ends the wait; the descriptor stays open for answers
+    reader.watch.reset();
+    done.set_value();
+  });
+  done.get_future().wait();
+}
+
+TransportCounters DevTransport::counters() const {
+  TransportCounters all;
+  for (const auto& reader : readers_) {
+    all.device_request_count += reader->request_count.load(std::memory_order_relaxed);
+  }
+  return all;
 }
 
 ssize_t DevTransport::reply(unsigned loop, const iovec* parts, int count) {

@@ -30,8 +30,12 @@ class DevTransport : public Transport, public std::enable_shared_from_this<DevTr
   Status start() override;
   void stop_reading() override;
   ssize_t reply(unsigned loop, const iovec* parts, int count) override;
+  TransportCounters counters() const override;
   int control_fd() const override { return control_fd_; }
   void close() override;
+  /// From now on loop 0 alone reads: for a connection of which little comes this way. Call it on
+  /// none of the loops.
+  void read_on_one_loop();
 
  private:
   DevTransport(Loops& loops, TransportHost& host) : loops_(loops), host_(host) {}
@@ -41,9 +45,11 @@ class DevTransport : public Transport, public std::enable_shared_from_this<DevTr
     std::unique_ptr<boost::asio::posix::stream_descriptor> watch;  ///< of the loop
     std::unique_ptr<std::byte[]> buffer;
     bool reading = false;  ///< of the loop
+    std::atomic<std::uint64_t> request_count{0};
   };
   void wait(Reader& reader);
   void read_some(Reader& reader);
+  void stop_reading_on(Reader& reader);
 
   Loops& loops_;
   TransportHost& host_;

@@ -21,6 +21,7 @@
 
 #include "common/base/mount_table.h"
 #include "common/base/process.h"
+#include "test/support/io_uring_switch.h"
 
 namespace fermata::test {
 namespace {
@@ -92,6 +93,13 @@ bool detach_all(const std::string& dir) {
   return mounts_below(dir).empty();
 }
 
+/// The options with the way of requests that this test program is about, unless they name one.
+std::string with_transport(const std::string& options) {
+  if (options.find("io_uring=") != std::string::npos) return options;
+  return options + (options.empty() ? "" : ",") +
+         (tests_use_io_uring() ? "io_uring=on" : "io_uring=off");
+}
+
 [[noreturn]] void fail(const std::string& what, const RunResult& result) {
   throw std::runtime_error(what + " (exit code " + std::to_string(result.exit_code) + "):\n" +
                            result.out);
@@ -158,7 +166,7 @@ bool eventually(const std::function<bool()>& done, std::chrono::milliseconds tim
 std::string why_no_mounts() {
   if (geteuid() != 0) return "mounting in tests needs root";
   if (access("/dev/fuse", R_OK | W_OK) != 0) return "/dev/fuse cannot be opened";
-  return {};
+  return why_no_io_uring();
 }
 
 std::string MiniCluster::bin(const std::string& program) const {
@@ -174,7 +182,7 @@ MiniCluster::MiniCluster(Options options) {
   dir_ += "/c";
   std::string command = "mini start --dir " + dir_ + " --nodes " + std::to_string(options.nodes);
   if (options.mount) command += " --mount " + mnt();
-  if (!options.mount_options.empty()) command += " -o " + options.mount_options;
+  if (options.mount) command += " -o " + with_transport(options.mount_options);
   try {
     for (std::size_t i = 0; i < options.node_disks.size(); ++i) {
       if (!options.node_disks[i].empty())

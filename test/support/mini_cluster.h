@@ -4,6 +4,9 @@
 // every pid file in it, then detaches whatever the kernel says is mounted below it, mounted through
 // the fixture or by hand, and only then removes it: nothing hangs whoever looks there next, and no
 // removal ever walks into a live mount.
+//
+// Mounts go over /dev/fuse, or all over io_uring with FERMATA_TEST_IO_URING=1 in the environment,
+// unless their options say (io_uring_switch.h).
 #pragma once
 
 #include <chrono>
@@ -26,7 +29,8 @@ RunResult run(const std::string& command, std::chrono::seconds timeout = std::ch
 bool eventually(const std::function<bool()>& done,
                 std::chrono::milliseconds timeout = std::chrono::seconds(30));
 
-/// Why mounts cannot be tested here (no root, no /dev/fuse), or empty.
+/// Why mounts cannot be tested here (no root, no /dev/fuse, no io_uring where that is asked for),
+/// or empty.
 std::string why_no_mounts();
 
 class MiniCluster {

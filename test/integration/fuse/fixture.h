@@ -1,4 +1,5 @@
-// A MirrorFs mounted on a scratch directory, served by this very process.
+// A MirrorFs mounted on a scratch directory, served by this very process: over /dev/fuse, or over
+// io_uring with FERMATA_TEST_IO_URING=1 in the environment.
 #pragma once
 
 #include <fcntl.h>
@@ -23,6 +24,7 @@
 #include "mountd/fuse/fuse_session.h"
 #include "mountd/fuse/loops.h"
 #include "test/support/fuse/mirror_fs.h"
+#include "test/support/io_uring_switch.h"
 
 namespace fermata::test {
 
@@ -32,6 +34,7 @@ inline void skip_without_fuse() {
   if (std::getenv("FERMATA_DEBUG") != nullptr) spdlog::set_level(spdlog::level::debug);
   if (::geteuid() != 0) SKIP("needs root: mounting is a privilege");
   if (::access("/dev/fuse", R_OK | W_OK) != 0) SKIP("needs /dev/fuse");
+  if (const auto why = why_no_io_uring(); !why.empty()) SKIP(why);
 }
 
 class ScratchDir {
@@ -120,10 +123,12 @@ struct Mounted {
     mount_options.passthrough = options.passthrough;
     mount_options.reader_count = readers;
     mount_options.allow_own_process = true;
+    mount_options.io_uring = tests_use_io_uring() ? mountd::IoUring::kOn : mountd::IoUring::kOff;
     mountd::MountError error;
     session = mountd::FuseSession::mount(mount_options, loops, fs, error);
     INFO(error.message);
     REQUIRE(session);
+    REQUIRE(session->has_io_uring() == tests_use_io_uring());
     fs.attach(*session);
   }
   ~Mounted() {
@@ -162,12 +167,13 @@ inline pid_t in_child(const std::function<int()>& work) {
   if (child != 0) return child;
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   ::signal(SIGTERM, SIG_DFL);  // Catch2 has taken it
-  // An inherited device descriptor would keep the connection alive without a daemon.
+  // An inherited descriptor of the device, or of a ring, would keep the connection alive.
   for (int fd = 3; fd < 256; ++fd) {
     char target[64] = {};
     const auto link = "/proc/self/fd/" + std::to_string(fd);
     if (::readlink(link.c_str(), target, sizeof target - 1) > 0 &&
-        std::string_view(target) == "/dev/fuse") {
+        (std::string_view(target) == "/dev/fuse" ||
+         std::string_view(target) == "anon_inode:[io_uring]")) {
       ::close(fd);
     }
   }

@@ -223,7 +223,8 @@ TEST_CASE("fuse: stop with requests in flight leaves no mount", "[integration][f
   CHECK(WEXITSTATUS(wait_child(lost)) == EIO);
   struct stat attr {};
   CHECK(::fstatat(held, "name", &attr, 0) == -1);
-  CHECK(errno == ENOTCONN);
+  // The kernel takes a ring apart in the background: a request may still begin, and is aborted.
+  CHECK((errno == ENOTCONN || (tests_use_io_uring() && errno == ECONNABORTED)));
   ::close(held);
   m.fs.let_go();  // too late, and harmless
   m.session->stop();

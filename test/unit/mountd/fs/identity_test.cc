@@ -6,8 +6,8 @@
 #include <catch2/catch_test_macros.hpp>
 
 #include "common/access/acl.h"
-#include "mountd/fs/caller.h"
 #include "mountd/fs/options.h"
+#include "mountd/fuse/caller.h"
 
 using namespace fermata;
 using namespace fermata::mountd;

@@ -102,6 +102,11 @@ TEST_CASE("Mount options: known ones are taken, unknown ones refused", "[mountd]
   CHECK(apply_mount_options(options, "r0") == "unknown mount option \"r0\"");
   CHECK_FALSE(apply_mount_options(options, "attr_timeout=soon").empty());
   CHECK_FALSE(apply_mount_options(options, "ro=1").empty());
+  CHECK(options.io_uring == IoUring::kAuto);
+  CHECK(apply_mount_options(options, "io_uring=on").empty());
+  CHECK(options.io_uring == IoUring::kOn);
+  CHECK_FALSE(apply_mount_options(options, "io_uring").empty());
+  CHECK_FALSE(apply_mount_options(options, "io_uring=yes").empty());
   CHECK_FALSE(parse_size("12Q"));
   CHECK_FALSE(parse_size("99999999999T"));
   CHECK(parse_size("512MiB").value() == 512ULL << 20);

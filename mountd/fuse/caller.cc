@@ -1,4 +1,4 @@
-#include "mountd/fs/caller.h"
+#include "mountd/fuse/caller.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -68,6 +68,12 @@ std::vector<std::uint32_t> groups_of(pid_t thread) {
   constexpr std::size_t kGroupsMax = 1024;  // of Credentials
   if (groups.size() > kGroupsMax) groups.resize(kGroupsMax);
   return groups;
+}
+
+bool has_signal(pid_t thread) {
+  const std::string status = thread == 0 ? std::string() : read_proc(thread, "status");
+  const std::uint64_t pending = mask_after(status, "\nSigPnd:") | mask_after(status, "\nShdPnd:");
+  return (pending & ~mask_after(status, "\nSigBlk:")) != 0;
 }
 
 bool may_administrate(uid_t user, pid_t thread) {

@@ -17,6 +17,8 @@ namespace fermata::mountd {
 bool is_being_killed(pid_t thread);
 /// Its supplementary groups; none of a caller of whom nothing can be seen.
 std::vector<std::uint32_t> groups_of(pid_t thread);
+/// A signal that it does not block is pending for it. False if nothing can be seen of it.
+bool has_signal(pid_t thread);
 /// It has CAP_SYS_ADMIN (capabilities(7)); a caller of whom nothing can be seen has it as user 0.
 bool may_administrate(uid_t user, pid_t thread);
 /// A signal has killed it and it is closing its files: no further signal reaches it there.

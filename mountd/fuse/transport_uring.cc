@@ -1,0 +1,447 @@
+#include "mountd/fuse/transport_uring.h"
+
+#include <spdlog/spdlog.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/post.hpp>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+
+#include "common/base/assert.h"
+#include "common/base/errc.h"
+
+namespace fermata::mountd {
+namespace {
+
+constexpr const char* kSwitch = "/sys/module/fuse/parameters/enable_uring";
+constexpr std::size_t kPage = 4096;
+/// Submissions between two calls of enter().
+constexpr unsigned kRingSize = 256;
+/// Entries that a queue has beside those whose requests wait. So many requests of one CPU can
+/// arrive before its loop runs again; more wait until one of the queue's is answered.
+constexpr std::size_t kEntriesInStore = 32;
+constexpr std::size_t kEntriesMax = 16384;
+/// Requests of one wake-up before other work of the loop has its turn.
+constexpr int kServeBudget = 64;
+
+/// How many CPUs could ever be there; the kernel has a queue for each. 0: cannot be told.
+unsigned possible_cpu_count() {
+  std::ifstream file("/sys/devices/system/cpu/possible");  // such as "0-3" or "0,2-5"
+  unsigned count = 0;
+  for (std::string range; std::getline(file, range, ',');) {
+    char* end = nullptr;
+    const auto first = std::strtoul(range.c_str(), &end, 10);
+    const auto last = *end == '-' ? std::strtoul(end + 1, nullptr, 10) : first;
+    if (last < first) return 0;
+    count += static_cast<unsigned>(last - first + 1);
+  }
+  return count;
+}
+
+abi::UringHeader& header_of(std::byte* page) { return *reinterpret_cast<abi::UringHeader*>(page); }
+
+io_uring_sqe& push_command(IoRing& ring, int fd, std::uint32_t code, abi::UringCommand command,
+                           const void* about) {
+  auto& to = ring.next();
+  to.opcode = IORING_OP_URING_CMD;
+  to.fd = fd;
+  to.cmd_op = code;
+  to.user_data = reinterpret_cast<std::uint64_t>(about);
+  std::memcpy(to.cmd, &command, sizeof command);
+  return to;
+}
+
+bool means_disconnected(int error) {
+  return error == ENOTCONN || error == ECONNABORTED || error == ECANCELED || error == ENODEV;
+}
+
+}  // namespace
+
+std::string UringTransport::why_unavailable() {
+  std::ifstream file(kSwitch);
+  char state = 0;
+  if (!(file >> state)) return "this kernel has none (Linux 6.14 or newer)";
+  if (state != 'Y') return std::string("it is switched off: echo Y >") + kSwitch;
+  if (possible_cpu_count() == 0) return "/sys does not tell how many CPUs there could be";
+  return {};
+}
+
+Result<std::shared_ptr<UringTransport>> UringTransport::create(int device_fd, Loops& loops,
+                                                               unsigned reader_count,
+                                                               TransportHost& host,
+                                                               std::size_t request_size_max) {
+  std::shared_ptr<UringTransport> transport(new UringTransport(loops, host));
+  FM_TRY(transport->dev_,
+         DevTransport::create(device_fd, loops, reader_count, host, request_size_max));
+  for (unsigned index = 0; index < loops.count(); ++index) {
+    transport->at_.push_back(std::make_unique<Loop>());
+    transport->at_.back()->index = index;
+  }
+  transport->assign_queues();
+  return transport;
+}
+
+UringTransport::~UringTransport() {
+  MutexLock lock(areas_mutex_);
+  for (const auto& area : areas_) ::munmap(area.start, area.size);
+}
+
+void UringTransport::assign_queues() {
+  const unsigned count = possible_cpu_count();
+  for (unsigned cpu = 0; cpu < count; ++cpu) {
+    unsigned owner = cpu % loops_.count();
+    for (unsigned index = 0; index < loops_.count(); ++index) {
+      if (loops_.cpu(index) == cpu) owner = index;
+    }
+    auto queue = std::make_unique<Queue>();
+    queue->number = static_cast<std::uint16_t>(cpu);
+    at_[owner]->queues.push_back(std::move(queue));
+  }
+}
+
+void UringTransport::on_each_loop(const std::function<void(Loop&)>& task) {
+  FM_ASSERT(!loops_.current());
+  for (auto& at : at_) {
+    std::promise<void> done;
+    boost::asio::post(loops_.context(at->index), [&] {
+      task(*at);
+      done.set_value();
+    });
+    done.get_future().wait();
+  }
+}
+
+// ------------------------------------------------------------------------------------- beginning
+
+// A ring belongs to the thread that makes it. All are there before INIT is answered: from then on
+// the kernel holds every request back until each queue has an entry.
+Status UringTransport::start() {
+  std::error_code trouble;
+  on_each_loop([&](Loop& at) {
+    if (trouble || at.queues.empty()) return;
+    auto ring = IoRing::create(kRingSize);
+    if (!ring) {
+      trouble = ring.error();
+      return;
+    }
+    at.ring = std::move(*ring);
+    at.event = std::make_unique<boost::asio::posix::stream_descriptor>(loops_.context(at.index),
+                                                                       at.ring->event_fd());
+  });
+  if (trouble) {
+    MutexLock lock(trouble_mutex_);
+    trouble_ =
+        "io_uring_setup: " + trouble.message() +
+        (trouble == std::errc::operation_not_permitted ? " (kernel.io_uring_disabled?)" : "");
+  }
+  rings_made_ = !trouble;
+  return dev_->start();
+}
+
+void UringTransport::before_init_reply(const abi::InitIn& in, abi::InitOut& out) {
+  if (!rings_made_) return;
+  const bool offered = (in.flags & abi::kInitExt) != 0 &&
+                       (in.flags2 & static_cast<std::uint32_t>(abi::kOverIoUring >> 32)) != 0;
+  // The kernel's own rule for the least size of a payload, and a little room for long answers.
+  constexpr std::size_t kPayloadMin = 2 * kPage;
+  payload_size_ = std::max<std::size_t>({kPayloadMin, out.max_write, out.max_pages * kPage});
+  bool memory = true;
+  for (auto& at : at_) {
+    for (auto& queue : at->queues) memory = memory && add_entries(*queue, kEntriesInStore);
+  }
+  MutexLock lock(trouble_mutex_);
+  if (!offered) trouble_ = "the kernel does not offer it";
+  if (!memory) trouble_ = "no memory for its buffers";
+  if (!offered || !memory) return;
+  agreed_ = true;
+  out.flags2 |= static_cast<std::uint32_t>(abi::kOverIoUring >> 32);
+}
+
+// Now and not before, else the kernel says EAGAIN.
+void UringTransport::after_init_reply() {
+  if (!agreed_) return registered({});
+  for (auto& at : at_) loops_to_register_ += at->ring ? 1 : 0;
+  for (auto& at : at_) {
+    if (!at->ring) continue;
+    boost::asio::post(loops_.context(at->index),
+                      [self = shared_from_this(), to = at.get()] { self->register_queues(*to); });
+  }
+}
+
+void UringTransport::register_queues(Loop& at) {
+  for (auto& queue : at.queues) {
+    for (auto& entry : queue->entries) push_register(at, entry);
+  }
+  const auto error = at.ring->enter();
+  // A REGISTER that succeeds completes with a request; one that fails, at once. The kernel then
+  // goes on over /dev/fuse.
+  wait(at);
+  serve(at);
+  std::string trouble;
+  if (error) trouble = "io_uring_enter: " + error.message();
+  if (at.register_error != 0) {
+    trouble = "the kernel refused a queue: " + from_errno(at.register_error).message();
+  }
+  registered(std::move(trouble));
+}
+
+void UringTransport::registered(std::string trouble) {
+  {
+    MutexLock lock(trouble_mutex_);
+    if (!trouble.empty()) trouble_ = std::move(trouble);
+  }
+  if (!agreed_ || loops_to_register_.fetch_sub(1) == 1) all_registered_.set_value();
+}
+
+std::string UringTransport::settle() {
+  all_registered_.get_future().wait();
+  std::string trouble;
+  {
+    MutexLock lock(trouble_mutex_);
+    trouble = trouble_;
+  }
+  if (agreed_ && trouble.empty()) {
+    over_ring_.store(true, std::memory_order_release);
+    // FORGET and INTERRUPT come that way still; each watcher would be woken for each.
+    dev_->read_on_one_loop();
+  } else {
+    close_rings();
+  }
+  return trouble;
+}
+
+bool UringTransport::add_entries(Queue& queue, std::size_t count) {
+  const std::size_t each = kPage + payload_size_;
+  const std::size_t size = count * each;
+  void* start = ::mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (start == MAP_FAILED) return false;
+  // Most pages are never touched: a huge page would make memory of them.
+  ::madvise(start, size, MADV_NOHUGEPAGE);
+  ::madvise(start, size, MADV_DONTFORK);
+  {
+    MutexLock lock(areas_mutex_);
+    areas_.push_back({start, size});
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    auto& entry = queue.entries.emplace_back();
+    entry.queue = &queue;
+    entry.header = static_cast<std::byte*>(start) + i * each;
+    entry.payload = entry.header + kPage;
+    entry.parts[0] = {entry.header, sizeof(abi::UringHeader)};
+    entry.parts[1] = {entry.payload, payload_size_};
+  }
+  return true;
+}
+
+void UringTransport::push_register(Loop& at, Entry& entry) {
+  auto& to = push_command(*at.ring, dev_->control_fd(), abi::kUringRegister,
+                          {.flags = 0, .commit_id = 0, .queue = entry.queue->number, .padding = {}},
+                          &entry);
+  to.addr = reinterpret_cast<std::uint64_t>(entry.parts);
+  to.len = 2;
+}
+
+// --------------------------------------------------------------------------------------- serving
+
+// Reading the eventfd, as opposed to waiting for it, needs no call that arms it again.
+void UringTransport::wait(Loop& at) {
+  at.event->async_read_some(
+      boost::asio::buffer(&at.event_count, sizeof at.event_count),
+      [self = shared_from_this(), &at](const boost::system::error_code& error, std::size_t) {
+        if (error || !at.ring) return;
+        self->wait(at);
+        self->serve(at);
+      });
+}
+
+void UringTransport::serve(Loop& at) {
+  auto& ring = *at.ring;
+  at.serving = true;
+  ring.mute(true);
+  for (int budget = kServeBudget;;) {
+    if (const auto error = ring.enter()) {
+      spdlog::error("fuse: io_uring_enter: {}", error.message());
+      break;
+    }
+    io_uring_cqe completion{};
+    while (ring.take(completion)) {
+      --budget;
+      complete(at, completion);
+    }
+    if (ring.has_unsubmitted()) continue;
+    ring.mute(false);
+    if (!ring.has_work()) break;
+    ring.mute(true);
+    if (budget > 0) continue;
+    boost::asio::post(loops_.context(at.index), [self = shared_from_this(), &at] {
+      if (at.ring) self->serve(at);
+    });
+    break;
+  }
+  at.serving = false;
+}
+
+void UringTransport::complete(Loop& at, const io_uring_cqe& completion) {
+  auto& entry = *reinterpret_cast<Entry*>(completion.user_data);
+  if (completion.res >= 0) {
+    entry.registered = true;
+    if (!at.stopped) dispatch(at, entry);
+    return;
+  }
+  const int error = -completion.res;
+  if (means_disconnected(error)) {
+    if (!at.stopped) host_.connection_lost(from_errno(error));
+  } else if (!entry.registered) {
+    at.register_error = error;
+    if (over_ring()) spdlog::error("fuse: no further entry: {}", from_errno(error).message());
+  } else {
+    // The kernel has forgotten the request, and the entry with it.
+    spdlog::error("fuse: an answer was refused: {}", from_errno(error).message());
+  }
+}
+
+void UringTransport::dispatch(Loop& at, Entry& entry) {
+  const auto& shared = header_of(entry.header);
+  abi::InHeader in{};
+  std::memcpy(&in, shared.message, sizeof in);
+  const std::size_t payload = shared.payload_size;
+  entry.unique = in.unique;
+  entry.commit_id = shared.commit_id;
+  at.request_count.fetch_add(1, std::memory_order_relaxed);
+  const bool sound = payload <= payload_size_ && in.size >= sizeof in + payload &&
+                     in.size - sizeof in - payload <= sizeof shared.operation;
+  if (!sound) {
+    spdlog::error("fuse: a request (operation {}) of {} bytes with {} in its payload", in.opcode,
+                  in.size, payload);
+    const abi::OutHeader out{sizeof out, -EIO, in.unique};
+    const iovec part{const_cast<abi::OutHeader*>(&out), sizeof out};
+    answer(at, entry, &part, 1);
+    return;
+  }
+  // Before the payload, where a reader of /dev/fuse would see them.
+  const std::size_t fixed = in.size - sizeof in - payload;
+  std::memcpy(entry.payload - fixed, shared.operation, fixed);
+  std::memcpy(entry.payload - fixed - sizeof in, &in, sizeof in);
+  at.current = &entry;
+  host_.process(at.index, {entry.payload - fixed - sizeof in, in.size});
+  at.current = nullptr;
+  if (entry.unique == 0) return;
+  at.waiting[entry.unique] = &entry;
+  ++entry.queue->waiting;
+  keep_entries_in_store(at, *entry.queue);
+}
+
+void UringTransport::keep_entries_in_store(Loop& at, Queue& queue) {
+  const auto before = queue.entries.size();
+  if (before - queue.waiting >= kEntriesInStore / 2) return;
+  if (before >= kEntriesMax || !add_entries(queue, kEntriesInStore / 2)) {
+    if (!std::exchange(queue.complained, true)) {
+      spdlog::warn("fuse: {} requests of CPU {} wait: later ones wait for them", queue.waiting,
+                   queue.number);
+    }
+    return;
+  }
+  for (auto i = before; i < queue.entries.size(); ++i) push_register(at, queue.entries[i]);
+}
+
+// --------------------------------------------------------------------------------------- answers
+
+UringTransport::Entry* UringTransport::find(Loop& at, std::uint64_t unique) {
+  if (at.current != nullptr && at.current->unique == unique) return at.current;
+  const auto found = at.waiting.find(unique);
+  return found == at.waiting.end() ? nullptr : found->second;
+}
+
+MutableByteView UringTransport::answer_buffer(unsigned loop, std::uint64_t unique) {
+  const auto* entry = find(*at_[loop], unique);
+  return entry == nullptr ? MutableByteView{} : MutableByteView{entry->payload, payload_size_};
+}
+
+ssize_t UringTransport::reply(unsigned loop, const iovec* parts, int count) {
+  auto& at = *at_[loop];
+  const auto unique = static_cast<const abi::OutHeader*>(parts[0].iov_base)->unique;
+  auto* entry = find(at, unique);
+  if (entry == nullptr) return dev_->reply(loop, parts, count);
+  ssize_t size = 0;
+  for (int i = 0; i < count; ++i) size += static_cast<ssize_t>(parts[i].iov_len);
+  if (entry != at.current) {
+    at.waiting.erase(unique);
+    --entry->queue->waiting;
+  }
+  answer(at, *entry, parts, count);
+  return size;
+}
+
+void UringTransport::answer(Loop& at, Entry& entry, const iovec* parts, int count) {
+  FM_DASSERT(parts[0].iov_len == sizeof(abi::OutHeader));
+  abi::OutHeader out{};
+  std::memcpy(&out, parts[0].iov_base, sizeof out);
+  std::size_t size = 0;
+  for (int i = 1; i < count; ++i) {
+    if (parts[i].iov_len > payload_size_ - size) {
+      spdlog::error("fuse: an answer of more than {} bytes: its caller gets EIO", payload_size_);
+      out.error = -EIO;
+      size = 0;
+      break;
+    }
+    // It may lie there already: answer_buffer().
+    if (parts[i].iov_base != entry.payload + size) {
+      std::memmove(entry.payload + size, parts[i].iov_base, parts[i].iov_len);
+    }
+    size += parts[i].iov_len;
+  }
+  auto& shared = header_of(entry.header);
+  out.size = static_cast<std::uint32_t>(sizeof out + size);
+  std::memcpy(shared.message, &out, sizeof out);
+  shared.payload_size = static_cast<std::uint32_t>(size);
+  entry.unique = 0;
+  if (!at.ring) return;  // the kernel has failed it
+  push_command(
+      *at.ring, dev_->control_fd(), abi::kUringCommitAndFetch,
+      {.flags = 0, .commit_id = entry.commit_id, .queue = entry.queue->number, .padding = {}},
+      &entry);
+  if (at.serving) return;
+  if (const auto error = at.ring->enter()) {
+    spdlog::error("fuse: io_uring_enter: {}", error.message());
+  }
+}
+
+TransportCounters UringTransport::counters() const {
+  auto all = dev_->counters();
+  for (const auto& at : at_) {
+    all.ring_request_count += at->request_count.load(std::memory_order_relaxed);
+  }
+  return all;
+}
+
+// ----------------------------------------------------------------------------------------- ending
+
+void UringTransport::stop_reading() {
+  dev_->stop_reading();
+  on_each_loop([](Loop& at) { at.stopped = true; });
+}
+
+void UringTransport::close_rings() {
+  on_each_loop([](Loop& at) {
+    at.stopped = true;
+    if (at.event) {
+      at.event->cancel();
+      at.event->release();
+    }
+    at.event.reset();
+    at.ring.reset();
+  });
+}
+
+// The rings hold the device as open files do, so they go first: then the kernel fails what is left.
+void UringTransport::close() {
+  if (closed_.exchange(true)) return;
+  close_rings();
+  dev_->close();
+}
+
+}  // namespace fermata::mountd
