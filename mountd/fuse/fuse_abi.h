@@ -17,13 +17,20 @@ enum Opcode : std::uint32_t {
   kGetattr = 3,
   kSetattr = 4,
   kOpen = 14,
+  kRead = 15,
   kWrite = 16,
+  kFsync = 20,
   kSetxattr = 21,
+  kFlush = 25,
   kInit = 26,
   kOpendir = 27,
+  kGetlk = 31,
+  kSetlk = 32,
+  kSetlkw = 33,
   kCreate = 35,
   kInterrupt = 36,
   kDestroy = 38,
+  kNotifyReply = 41,  ///< to kNotifyRetrieve
   kBatchForget = 42,
   kTmpfile = 51,  ///< a CREATE whose name means nothing
   kStatx = 52,    ///< begins as a GETATTR does
@@ -245,6 +252,7 @@ static_assert(sizeof(Dirent) == 24);
 enum Notify : std::int32_t {
   kNotifyInvalInode = 2,
   kNotifyInvalEntry = 3,
+  kNotifyRetrieve = 5,  ///< asks for cached pages, which come with a kNotifyReply
   kNotifyDelete = 6,
   kNotifyIncEpoch = 8,  ///< kernel 6.16
 };
@@ -264,6 +272,13 @@ struct NotifyDelete {
   std::uint64_t parent;
   std::uint64_t child;
   std::uint32_t name_size;
+  std::uint32_t padding;
+};
+struct NotifyRetrieve {
+  std::uint64_t unique;  ///< of the request that will come
+  std::uint64_t node;
+  std::uint64_t offset;
+  std::uint32_t size;
   std::uint32_t padding;
 };
 

@@ -1,7 +1,9 @@
 #include "mountd/fuse/transport_uring.h"
 
+#include <sched.h>
 #include <spdlog/spdlog.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <boost/asio/buffer.hpp>
@@ -52,6 +54,22 @@ io_uring_sqe& push_command(IoRing& ring, int fd, std::uint32_t code, abi::UringC
   to.user_data = reinterpret_cast<std::uint64_t>(about);
   std::memcpy(to.cmd, &command, sizeof command);
   return to;
+}
+
+bool is_about_open_file(std::uint32_t opcode) {
+  switch (opcode) {
+    case abi::kOpen:
+    case abi::kRead:
+    case abi::kWrite:
+    case abi::kFsync:
+    case abi::kFlush:
+    case abi::kGetlk:
+    case abi::kSetlk:
+    case abi::kSetlkw:
+      return true;
+    default:
+      return false;
+  }
 }
 
 bool means_disconnected(int error) {
@@ -265,13 +283,20 @@ void UringTransport::serve(Loop& at) {
   for (int budget = kServeBudget;;) {
     if (const auto error = ring.enter()) {
       spdlog::error("fuse: io_uring_enter: {}", error.message());
+      ring.mute(false);
       break;
     }
+    const auto stirred = std::exchange(at.stirred, {});
     io_uring_cqe completion{};
     while (ring.take(completion)) {
       --budget;
       complete(at, completion);
     }
+    for (const auto& entry : stirred) {
+      // It came with the call that submitted the answer: there may be others.
+      if (entry->fetched) at.to_stir.push_back(entry->queue);
+    }
+    if (!at.to_stir.empty() && !ring.has_unsubmitted()) stir_queues(at);
     if (ring.has_unsubmitted()) continue;
     ring.mute(false);
     if (!ring.has_work()) break;
@@ -289,6 +314,7 @@ void UringTransport::complete(Loop& at, const io_uring_cqe& completion) {
   auto& entry = *reinterpret_cast<Entry*>(completion.user_data);
   if (completion.res >= 0) {
     entry.registered = true;
+    entry.fetched = true;
     if (!at.stopped) dispatch(at, entry);
     return;
   }
@@ -317,10 +343,14 @@ void UringTransport::dispatch(Loop& at, Entry& entry) {
   if (!sound) {
     spdlog::error("fuse: a request (operation {}) of {} bytes with {} in its payload", in.opcode,
                   in.size, payload);
-    const abi::OutHeader out{sizeof out, -EIO, in.unique};
-    const iovec part{const_cast<abi::OutHeader*>(&out), sizeof out};
-    answer(at, entry, &part, 1);
-    return;
+    return answer_empty(at, entry, EIO);
+  }
+  entry.file_node = is_about_open_file(in.opcode) ? in.node : 0;
+  if (in.opcode == abi::kOpen) last_file_node_.store(in.node, std::memory_order_relaxed);
+  if (in.opcode == abi::kNotifyReply) {
+    entry.fetched = false;
+    at.stirred.push_back(&entry);
+    return answer_empty(at, entry, 0);
   }
   // Before the payload, where a reader of /dev/fuse would see them.
   const std::size_t fixed = in.size - sizeof in - payload;
@@ -346,6 +376,48 @@ void UringTransport::keep_entries_in_store(Loop& at, Queue& queue) {
     return;
   }
   for (auto i = before; i < queue.entries.size(); ++i) push_register(at, queue.entries[i]);
+  at.to_stir.push_back(&queue);
+}
+
+void UringTransport::stir_queues(Loop& at) {
+  auto queues = std::exchange(at.to_stir, {});
+  std::sort(queues.begin(), queues.end());
+  queues.erase(std::unique(queues.begin(), queues.end()), queues.end());
+  for (const auto* queue : queues) stir(at, *queue);
+}
+
+/// NOTIFY_RETRIEVE of nothing: makes the kernel send a request about `node`, which must be a
+/// regular file's and known to it.
+bool UringTransport::ask_for_request(Loop& at, std::uint64_t node) {
+  if (node == 0) return false;
+  constexpr std::uint64_t kOwnNumbers = 1ULL << 63;  // above the kernel's; even, as those are
+  abi::NotifyRetrieve what{};
+  what.unique = kOwnNumbers + (std::uint64_t{at.index} << 48) + 2 * ++at.stir_count;
+  what.node = node;
+  abi::OutHeader header{sizeof header + sizeof what, abi::kNotifyRetrieve, 0};
+  const iovec parts[2] = {{&header, sizeof header}, {&what, sizeof what}};
+  return ::writev(control_fd(), parts, 2) >= 0;
+}
+
+// The kernel puts a request into the queue of the CPU on which it is made: here, by this thread.
+// Without a file, or on a CPU that we may not use, the requests have to wait for the next answer;
+// only waiting for a lock lasts, and a lock has a file.
+void UringTransport::stir(Loop& at, const Queue& queue) {
+  const bool there = loops_.cpu(at.index) == queue.number;
+  cpu_set_t before;
+  CPU_ZERO(&before);
+  if (!there) {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(queue.number, &one);
+    if (::sched_getaffinity(0, sizeof before, &before) != 0) return;
+    if (::sched_setaffinity(0, sizeof one, &one) != 0) return;
+  }
+  bool sent = ask_for_request(at, last_file_node_.load(std::memory_order_relaxed));
+  for (auto entry = queue.entries.begin(); !sent && entry != queue.entries.end(); ++entry) {
+    if (entry->unique != 0) sent = ask_for_request(at, entry->file_node);
+  }
+  if (!there) ::sched_setaffinity(0, sizeof before, &before);
 }
 
 // --------------------------------------------------------------------------------------- answers
@@ -374,6 +446,12 @@ ssize_t UringTransport::reply(unsigned loop, const iovec* parts, int count) {
   }
   answer(at, *entry, parts, count);
   return size;
+}
+
+void UringTransport::answer_empty(Loop& at, Entry& entry, int error) {
+  abi::OutHeader out{sizeof out, -error, entry.unique};
+  const iovec part{&out, sizeof out};
+  answer(at, entry, &part, 1);
 }
 
 void UringTransport::answer(Loop& at, Entry& entry, const iovec* parts, int count) {

@@ -8,7 +8,10 @@
 //
 // An entry is taken from its arrival to its answer, and a request that waits (for a lock, for the
 // cluster) holds one for as long. So a queue has entries in store and gets more as they are taken:
-// the kernel would let requests wait for an entry that only such a request could free.
+// the kernel would let requests wait for an entry that only such a request could free. A request
+// that came when there was none is not given a new entry, only one that has just answered; so a
+// queue that got new ones is *stirred*: the kernel is made to send a request that is answered at
+// once.
 //
 // What the kernel must be told in which order, and what else it expects: docs/FUSE.md.
 #pragma once
@@ -61,7 +64,9 @@ class UringTransport : public Transport, public std::enable_shared_from_this<Uri
     iovec parts[2] = {};           ///< for REGISTER
     std::uint64_t unique = 0;      ///< of the request that it holds; 0: it is with the kernel
     std::uint64_t commit_id = 0;
-    bool registered = false;  ///< it has been seen with a request
+    std::uint64_t file_node = 0;  ///< of that request, if it is about an open regular file
+    bool registered = false;      ///< it has been seen with a request
+    bool fetched = false;         ///< since its last stirring answer it has been given a request
   };
   struct Queue {
     std::uint16_t number = 0;
@@ -79,7 +84,10 @@ class UringTransport : public Transport, public std::enable_shared_from_this<Uri
     bool stopped = false;
     int register_error = 0;
     Entry* current = nullptr;  ///< whose request is being processed
+    std::vector<Queue*> to_stir;
+    std::vector<Entry*> stirred;  ///< have answered for that, and ask for the next request
     std::unordered_map<std::uint64_t, Entry*> waiting;
+    std::uint64_t stir_count = 0;
     std::atomic<std::uint64_t> request_count{0};
   };
 
@@ -94,6 +102,10 @@ class UringTransport : public Transport, public std::enable_shared_from_this<Uri
   void complete(Loop& at, const io_uring_cqe& completion);
   void dispatch(Loop& at, Entry& entry);
   void keep_entries_in_store(Loop& at, Queue& queue);
+  void stir_queues(Loop& at);
+  void stir(Loop& at, const Queue& queue);
+  bool ask_for_request(Loop& at, std::uint64_t node);
+  void answer_empty(Loop& at, Entry& entry, int error);
   void answer(Loop& at, Entry& entry, const iovec* parts, int count);
   Entry* find(Loop& at, std::uint64_t unique);
   void on_each_loop(const std::function<void(Loop&)>& task);
@@ -119,6 +131,7 @@ class UringTransport : public Transport, public std::enable_shared_from_this<Uri
   std::atomic<std::size_t> loops_to_register_{0};
   std::promise<void> all_registered_;
 
+  std::atomic<std::uint64_t> last_file_node_{0};
   std::atomic<bool> over_ring_{false};
   std::atomic<bool> closed_{false};
 };

@@ -32,6 +32,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_SKIPPED, EXIT_STOPPED = 1, 2, 77, 130
 FERMATA_VARIANTS = {
     "fermata": [],
     "nopassthrough": ["nopassthrough"],
+    "io_uring": ["io_uring=on"],
 }
 DEFAULT_VARIANT = next(iter(FERMATA_VARIANTS))
 

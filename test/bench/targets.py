@@ -122,6 +122,34 @@ class LocalTarget:
         return []
 
 
+class IoUringSwitch:
+    """The kernel's switch of FUSE over io_uring: one for all mounts, and off unless somebody asked."""
+
+    PATH = "/sys/module/fuse/parameters/enable_uring"
+
+    def __init__(self):
+        self._before = None
+
+    def on(self):
+        try:
+            with open(self.PATH, encoding="ascii") as file:
+                before = file.read(1)
+            if before != "Y":
+                self._write("Y")
+                self._before = before
+        except OSError as problem:
+            raise BenchError("this kernel has no FUSE over io_uring, or it cannot be switched on") from problem
+
+    def put_back(self):
+        if self._before:
+            self._write(self._before)
+            self._before = None
+
+    def _write(self, value):
+        with open(self.PATH, "w", encoding="ascii") as file:
+            file.write(value)
+
+
 class FermataTarget:
     """Three nodes and a mount under one directory."""
 
@@ -136,8 +164,11 @@ class FermataTarget:
         self.fermata = os.path.join(bin_dir, "fermata")
         self.servers = os.path.join(self.cluster, "servers")
         self.clerk = None
+        self.switch = IoUringSwitch()
 
     def start(self):
+        if "io_uring=on" in self.options:
+            self.switch.on()
         self.clerk = Clerk()
         run(self.fermata, "mini", "start", "--dir", self.cluster)
         self._mount()
@@ -172,6 +203,7 @@ class FermataTarget:
 
     def stop(self):
         """Ends the daemons and takes the mount away, whatever state they are in."""
+        self.switch.put_back()
         if self.clerk:
             self.clerk.close()
         with contextlib.suppress(BenchError, subprocess.TimeoutExpired):

@@ -57,8 +57,9 @@ class ScratchDir {
   std::string path_;
 };
 
-/// The mirror with names that misbehave: lookup of "hang" answers only when interrupted, "forever"
-/// never, "thread" from another thread, "dropped" not at all; mkdir of "held" waits for let_go().
+/// The mirror with names that misbehave: lookup of "hang..." answers only when interrupted,
+/// "forever" never, "thread" from another thread, "dropped" not at all; mkdir of "held" waits for
+/// let_go().
 class TestFs : public MirrorFs {
  public:
   using MirrorFs::MirrorFs;
@@ -68,7 +69,7 @@ class TestFs : public MirrorFs {
 
   void lookup(Ctx context, NodeHandle parent, std::string_view name,
               mountd::EntryReply reply) override {
-    if (name == "hang") {
+    if (name.starts_with("hang")) {
       auto kept = std::make_shared<mountd::EntryReply>(std::move(reply));
       kept->on_interrupt([this, kept] {
         counted("interrupt");
