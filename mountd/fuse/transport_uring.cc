@@ -297,15 +297,18 @@ void UringTransport::serve(Loop& at) {
       if (entry->fetched) at.to_stir.push_back(entry->queue);
     }
     if (!at.to_stir.empty() && !ring.has_unsubmitted()) stir_queues(at);
+    if (budget <= 0) {
+      // The loop's other work has its turn; muted, because the ring's comes right after it.
+      if (ring.has_unsubmitted()) ring.enter();
+      boost::asio::post(loops_.context(at.index), [self = shared_from_this(), &at] {
+        if (at.ring) self->serve(at);
+      });
+      break;
+    }
     if (ring.has_unsubmitted()) continue;
     ring.mute(false);
     if (!ring.has_work()) break;
     ring.mute(true);
-    if (budget > 0) continue;
-    boost::asio::post(loops_.context(at.index), [self = shared_from_this(), &at] {
-      if (at.ring) self->serve(at);
-    });
-    break;
   }
   at.serving = false;
 }
