@@ -86,8 +86,12 @@ IoRing::~IoRing() {
 }
 
 io_uring_sqe& IoRing::next() {
-  if (tail_ - load(submit_head_) > submit_mask_) enter();
-  FM_ASSERT(tail_ - load(submit_head_) <= submit_mask_);  // the kernel takes all of them
+  while (tail_ - load(submit_head_) > submit_mask_) {
+    const auto error = enter();
+    if (!error) continue;
+    FM_ASSERT(is_passing(error));  // the kernel takes all of them, or will
+    ::usleep(100);
+  }
   auto* entry = at<io_uring_sqe>(submissions_.start,
                                  static_cast<unsigned>((tail_ & submit_mask_) * kSubmissionBytes));
   std::memset(static_cast<void*>(entry), 0, kSubmissionBytes);
@@ -107,6 +111,10 @@ std::error_code IoRing::enter() {
     }
     if (errno != EINTR) return last_errno();
   }
+}
+
+bool IoRing::is_passing(const std::error_code& error) {
+  return error == from_errno(EAGAIN) || error == from_errno(EBUSY) || error == from_errno(ENOMEM);
 }
 
 bool IoRing::take(io_uring_cqe& completion) {

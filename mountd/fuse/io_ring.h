@@ -30,10 +30,13 @@ class IoRing {
   IoRing& operator=(const IoRing&) = delete;
 
   /// A zeroed entry of 128 bytes, submitted by the next enter(); enters first when there is no
-  /// room.
+  /// room, and waits for it if the kernel has no memory.
   io_uring_sqe& next();
-  /// Submits, and lets the kernel do what completions wait for; does not wait.
+  /// Submits, and lets the kernel do what completions wait for; does not wait. After an error some
+  /// submissions may be left for the next call.
   std::error_code enter();
+  /// That error means: later.
+  static bool is_passing(const std::error_code& error);
   bool has_unsubmitted() const { return tail_ != submitted_; }
 
   /// Takes one completion, if there is one.

@@ -163,18 +163,19 @@ void SessionCore::process(unsigned loop, MutableByteView bytes) {
   if (has_answer && !here.answered) {
     here.waiting[unique] = {here.operation, std::chrono::steady_clock::now(), caller};
     waiting_count_.fetch_add(1, std::memory_order_relaxed);
-    if (transport_->over_ring() && !here.looks) look_later(loop);
+    if (transport_->over_ring() && !here.looks) look_later(loop, {});
   }
 }
 
 // Over io_uring the kernel sends no INTERRUPT for a signal that comes while a request is on its way
 // to us (it notes that the request was sent, and looks at no signal afterwards). So we look.
-void SessionCore::look_later(unsigned loop) {
-  constexpr auto kLookEvery = std::chrono::milliseconds(200);
+void SessionCore::look_later(unsigned loop, std::chrono::steady_clock::duration last_took) {
+  constexpr std::chrono::steady_clock::duration kLookEvery = std::chrono::milliseconds(200);
+  constexpr int kShare = 50;  // of its time a loop may spend on it: one part in so many
   auto& here = state(loop);
   here.looks = true;
   if (!here.look) here.look = std::make_unique<boost::asio::steady_timer>(loops_.context(loop));
-  here.look->expires_after(kLookEvery);
+  here.look->expires_after(std::max(kLookEvery, last_took * kShare));
   here.look->async_wait([weak = weak_from_this(), loop](const boost::system::error_code& error) {
     const auto self = weak.lock();
     if (self && !error) self->look_at_signals(loop);
@@ -192,7 +193,7 @@ void SessionCore::look_at_signals(unsigned loop) {
     if (now - waiting.since >= kAgeMin && has_signal(waiting.caller)) signalled.push_back(unique);
   }
   for (const auto unique : signalled) interrupts_.fire(unique);
-  look_later(loop);
+  look_later(loop, std::chrono::steady_clock::now() - now);
 }
 
 MutableByteView SessionCore::without_extension(LoopState& here, MutableByteView request) const {

@@ -127,7 +127,7 @@ class SessionCore : public TransportHost, public std::enable_shared_from_this<Se
   bool stopped_ = false;
 
  private:
-  void look_later(unsigned loop);
+  void look_later(unsigned loop, std::chrono::steady_clock::duration last_took);
   void look_at_signals(unsigned loop);
   void refuse(unsigned loop, const abi::InHeader& request, int errno_value);
   ssize_t write_init_reply(const iovec* parts, int count);

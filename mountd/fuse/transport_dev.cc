@@ -137,7 +137,10 @@ TransportCounters DevTransport::counters() const {
 }
 
 ssize_t DevTransport::reply(unsigned loop, const iovec* parts, int count) {
-  FM_DASSERT(loop < readers_.size());
+  if (loop >= readers_.size()) {  // it has read no request
+    errno = ENOENT;
+    return -1;
+  }
   return ::writev(readers_[loop]->fd, parts, count);
 }
 

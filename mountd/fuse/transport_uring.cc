@@ -25,22 +25,27 @@ constexpr unsigned kRingSize = 256;
 /// Entries that a queue has beside those whose requests wait. So many requests of one CPU can
 /// arrive before its loop runs again; more wait until one of the queue's is answered.
 constexpr std::size_t kEntriesInStore = 32;
+/// The same at first for a CPU that is not there: it may come.
+constexpr std::size_t kEntriesOffline = 2;
 constexpr std::size_t kEntriesMax = 16384;
+constexpr unsigned kCpusMax = 65536;
 /// Requests of one wake-up before other work of the loop has its turn.
 constexpr int kServeBudget = 64;
 
-/// How many CPUs could ever be there; the kernel has a queue for each. 0: cannot be told.
-unsigned possible_cpu_count() {
-  std::ifstream file("/sys/devices/system/cpu/possible");  // such as "0-3" or "0,2-5"
-  unsigned count = 0;
+/// The CPUs that are `what` ("possible": they could ever be there; "online"); empty: cannot be
+/// told.
+std::vector<unsigned> cpus_that_are(const char* what) {
+  // Such as "0-3" or "0,2-5".
+  std::ifstream file(std::string("/sys/devices/system/cpu/") + what);
+  std::vector<unsigned> cpus;
   for (std::string range; std::getline(file, range, ',');) {
     char* end = nullptr;
     const auto first = std::strtoul(range.c_str(), &end, 10);
     const auto last = *end == '-' ? std::strtoul(end + 1, nullptr, 10) : first;
-    if (last < first) return 0;
-    count += static_cast<unsigned>(last - first + 1);
+    if (end == range.c_str() || last < first || last >= kCpusMax) return {};
+    for (auto cpu = first; cpu <= last; ++cpu) cpus.push_back(static_cast<unsigned>(cpu));
   }
-  return count;
+  return cpus;
 }
 
 abi::UringHeader& header_of(std::byte* page) { return *reinterpret_cast<abi::UringHeader*>(page); }
@@ -83,7 +88,7 @@ std::string UringTransport::why_unavailable() {
   char state = 0;
   if (!(file >> state)) return "this kernel has none (Linux 6.14 or newer)";
   if (state != 'Y') return std::string("it is switched off: echo Y >") + kSwitch;
-  if (possible_cpu_count() == 0) return "/sys does not tell how many CPUs there could be";
+  if (cpus_that_are("possible").empty()) return "/sys does not tell how many CPUs there could be";
   return {};
 }
 
@@ -108,7 +113,9 @@ UringTransport::~UringTransport() {
 }
 
 void UringTransport::assign_queues() {
-  const unsigned count = possible_cpu_count();
+  // The kernel counts the possible ones and numbers their queues from 0.
+  const auto count = static_cast<unsigned>(cpus_that_are("possible").size());
+  const auto online = cpus_that_are("online");
   for (unsigned cpu = 0; cpu < count; ++cpu) {
     unsigned owner = cpu % loops_.count();
     for (unsigned index = 0; index < loops_.count(); ++index) {
@@ -116,6 +123,8 @@ void UringTransport::assign_queues() {
     }
     auto queue = std::make_unique<Queue>();
     queue->number = static_cast<std::uint16_t>(cpu);
+    const bool there = std::find(online.begin(), online.end(), cpu) != online.end();
+    queue->first_entries = there || online.empty() ? kEntriesInStore : kEntriesOffline;
     at_[owner]->queues.push_back(std::move(queue));
   }
 }
@@ -148,6 +157,7 @@ Status UringTransport::start() {
     at.ring = std::move(*ring);
     at.event = std::make_unique<boost::asio::posix::stream_descriptor>(loops_.context(at.index),
                                                                        at.ring->event_fd());
+    at.again = std::make_unique<boost::asio::steady_timer>(loops_.context(at.index));
   });
   if (trouble) {
     MutexLock lock(trouble_mutex_);
@@ -168,7 +178,9 @@ void UringTransport::before_init_reply(const abi::InitIn& in, abi::InitOut& out)
   payload_size_ = std::max<std::size_t>({kPayloadMin, out.max_write, out.max_pages * kPage});
   bool memory = true;
   for (auto& at : at_) {
-    for (auto& queue : at->queues) memory = memory && add_entries(*queue, kEntriesInStore);
+    for (auto& queue : at->queues) {
+      memory = memory && add_entries(*queue, queue->first_entries);
+    }
   }
   MutexLock lock(trouble_mutex_);
   if (!offered) trouble_ = "the kernel does not offer it";
@@ -193,14 +205,14 @@ void UringTransport::register_queues(Loop& at) {
   for (auto& queue : at.queues) {
     for (auto& entry : queue->entries) push_register(at, entry);
   }
-  const auto error = at.ring->enter();
-  // A REGISTER that succeeds completes with a request; one that fails, at once. The kernel then
-  // goes on over /dev/fuse.
+  // A REGISTER that succeeds completes with a request; one that fails, at once.
   wait(at);
   serve(at);
   std::string trouble;
-  if (error) trouble = "io_uring_enter: " + error.message();
-  if (at.register_error != 0) {
+  // As long as a queue has no entry, the kernel sends no request this way. Once each has one it
+  // sends all of them, also when it has refused others: then there is no way back.
+  for (const auto& queue : at.queues) {
+    if (queue->lost < queue->entries.size()) continue;
     trouble = "the kernel refused a queue: " + from_errno(at.register_error).message();
   }
   registered(std::move(trouble));
@@ -276,13 +288,30 @@ void UringTransport::wait(Loop& at) {
       });
 }
 
+// Without memory the kernel takes nothing, and gives nothing: nobody would wake us again.
+bool UringTransport::enter(Loop& at) {
+  constexpr auto kLater = std::chrono::milliseconds(1);
+  const auto error = at.ring->enter();
+  if (!error) return true;
+  if (!IoRing::is_passing(error)) {
+    spdlog::error("fuse: io_uring_enter: {}", error.message());
+    host_.connection_lost(error);
+    return false;
+  }
+  at.again->expires_after(kLater);
+  at.again->async_wait(
+      [self = shared_from_this(), &at](const boost::system::error_code& cancelled) {
+        if (!cancelled && at.ring) self->serve(at);
+      });
+  return false;
+}
+
 void UringTransport::serve(Loop& at) {
   auto& ring = *at.ring;
   at.serving = true;
   ring.mute(true);
   for (int budget = kServeBudget;;) {
-    if (const auto error = ring.enter()) {
-      spdlog::error("fuse: io_uring_enter: {}", error.message());
+    if (!enter(at)) {
       ring.mute(false);
       break;
     }
@@ -299,7 +328,10 @@ void UringTransport::serve(Loop& at) {
     if (!at.to_stir.empty() && !ring.has_unsubmitted()) stir_queues(at);
     if (budget <= 0) {
       // The loop's other work has its turn; muted, because the ring's comes right after it.
-      if (ring.has_unsubmitted()) ring.enter();
+      if (ring.has_unsubmitted() && !enter(at)) {
+        ring.mute(false);
+        break;
+      }
       boost::asio::post(loops_.context(at.index), [self = shared_from_this(), &at] {
         if (at.ring) self->serve(at);
       });
@@ -324,12 +356,12 @@ void UringTransport::complete(Loop& at, const io_uring_cqe& completion) {
   const int error = -completion.res;
   if (means_disconnected(error)) {
     if (!at.stopped) host_.connection_lost(from_errno(error));
-  } else if (!entry.registered) {
-    at.register_error = error;
-    if (over_ring()) spdlog::error("fuse: no further entry: {}", from_errno(error).message());
   } else {
-    // The kernel has forgotten the request, and the entry with it.
-    spdlog::error("fuse: an answer was refused: {}", from_errno(error).message());
+    // The kernel has forgotten the entry, and the request with it if there was one.
+    ++entry.queue->lost;
+    if (!entry.registered) at.register_error = error;
+    spdlog::error("fuse: {} was refused: {}", entry.registered ? "an answer" : "an entry",
+                  from_errno(error).message());
   }
 }
 
@@ -370,7 +402,7 @@ void UringTransport::dispatch(Loop& at, Entry& entry) {
 
 void UringTransport::keep_entries_in_store(Loop& at, Queue& queue) {
   const auto before = queue.entries.size();
-  if (before - queue.waiting >= kEntriesInStore / 2) return;
+  if (before - queue.waiting - queue.lost >= kEntriesInStore / 2) return;
   if (before >= kEntriesMax || !add_entries(queue, kEntriesInStore / 2)) {
     if (!std::exchange(queue.complained, true)) {
       spdlog::warn("fuse: {} requests of CPU {} wait: later ones wait for them", queue.waiting,
@@ -485,10 +517,7 @@ void UringTransport::answer(Loop& at, Entry& entry, const iovec* parts, int coun
       *at.ring, dev_->control_fd(), abi::kUringCommitAndFetch,
       {.flags = 0, .commit_id = entry.commit_id, .queue = entry.queue->number, .padding = {}},
       &entry);
-  if (at.serving) return;
-  if (const auto error = at.ring->enter()) {
-    spdlog::error("fuse: io_uring_enter: {}", error.message());
-  }
+  if (!at.serving) enter(at);
 }
 
 TransportCounters UringTransport::counters() const {
@@ -514,6 +543,7 @@ void UringTransport::close_rings() {
       at.event->release();
     }
     at.event.reset();
+    at.again.reset();
     at.ring.reset();
   });
 }

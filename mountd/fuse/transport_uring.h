@@ -18,6 +18,7 @@
 
 #include <atomic>
 #include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <deque>
 #include <future>
 #include <memory>
@@ -70,8 +71,10 @@ class UringTransport : public Transport, public std::enable_shared_from_this<Uri
   };
   struct Queue {
     std::uint16_t number = 0;
+    std::size_t first_entries = 0;
     std::deque<Entry> entries;  ///< addresses stay
     std::size_t waiting = 0;    ///< entries whose request is not answered and not being processed
+    std::size_t lost = 0;       ///< entries that the kernel does not have any more
     bool complained = false;
   };
   struct Loop {  // of its loop
@@ -79,8 +82,9 @@ class UringTransport : public Transport, public std::enable_shared_from_this<Uri
     std::vector<std::unique_ptr<Queue>> queues;
     std::unique_ptr<IoRing> ring;
     std::unique_ptr<boost::asio::posix::stream_descriptor> event;
-    std::uint64_t event_count = 0;  ///< what the eventfd gave
-    bool serving = false;           ///< serve() will submit
+    std::unique_ptr<boost::asio::steady_timer> again;  ///< to serve() when the kernel could not
+    std::uint64_t event_count = 0;                     ///< what the eventfd gave
+    bool serving = false;                              ///< serve() will submit
     bool stopped = false;
     int register_error = 0;
     Entry* current = nullptr;  ///< whose request is being processed
@@ -98,6 +102,8 @@ class UringTransport : public Transport, public std::enable_shared_from_this<Uri
   void register_queues(Loop& at);
   void registered(std::string trouble);
   void wait(Loop& at);
+  /// Enters the ring. False: it will be tried again, or the connection is lost.
+  bool enter(Loop& at);
   void serve(Loop& at);
   void complete(Loop& at, const io_uring_cqe& completion);
   void dispatch(Loop& at, Entry& entry);
