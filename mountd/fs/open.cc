@@ -616,7 +616,7 @@ void FileSystem::close_handle(LoopContext& at, std::uint64_t fh) {
   if (!closed) return;
   const FilePtr file = closed->file;
   if (closed->writable && closed->mode == IoMode::kPassthrough) passthrough_writers_.fetch_sub(1);
-  if (closed->counts_reads) note_backing_read(*file);
+  if (closed->counts_reads && wants_read(file->inode)) note_backing_read(*file);
   bool last = false;
   {
     MutexLock lock(file->mutex);

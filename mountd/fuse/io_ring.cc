@@ -46,6 +46,13 @@ Result<std::unique_ptr<IoRing>> IoRing::create(unsigned entry_count) {
   return ring;
 }
 
+Status IoRing::use_file(int fd) {
+  if (::syscall(SYS_io_uring_register, fd_, IORING_REGISTER_FILES, &fd, 1) != 0) {
+    return last_errno();
+  }
+  return {};
+}
+
 bool IoRing::map_area(Area& area, std::size_t size, off_t what) {
   void* start = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd_, what);
   if (start == MAP_FAILED) return false;

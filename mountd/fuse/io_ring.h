@@ -32,6 +32,8 @@ class IoRing {
   /// A zeroed entry of 128 bytes, submitted by the next enter(); enters first when there is no
   /// room, and waits for it if the kernel has no memory.
   io_uring_sqe& next();
+  /// File 0 of submissions that have IOSQE_FIXED_FILE: saves looking the descriptor up for each.
+  Status use_file(int fd);
   /// Submits, and lets the kernel do what completions wait for; does not wait. After an error some
   /// submissions may be left for the next call.
   std::error_code enter();

@@ -134,8 +134,8 @@ void SessionCore::process(unsigned loop, MutableByteView bytes) {
     case abi::kCreate:
     case abi::kTmpfile:
       // Our own thread would wait for itself, and no signal could end that.
-      if (!options_.allow_own_process && request.pid != 0 &&
-          ::tgkill(::getpid(), static_cast<pid_t>(request.pid), 0) == 0) {
+      if (!options_.allow_own_process &&
+          is_own_thread(state(loop), static_cast<pid_t>(request.pid))) {
         refuse(loop, request, EDEADLK);
         return;
       }
@@ -165,6 +165,21 @@ void SessionCore::process(unsigned loop, MutableByteView bytes) {
     waiting_count_.fetch_add(1, std::memory_order_relaxed);
     if (transport_->over_ring() && !here.looks) look_later(loop, {});
   }
+}
+
+// Asking costs two system calls, and it is mostly the same stranger. The number of a thread that
+// has ended comes up again only after all the others have.
+bool SessionCore::is_own_thread(LoopState& here, pid_t thread) const {
+  constexpr unsigned kRemembered = 1000;  // opens
+  if (thread == 0) return false;
+  if (thread == here.stranger && here.stranger_opens < kRemembered) {
+    ++here.stranger_opens;
+    return false;
+  }
+  if (::tgkill(::getpid(), thread, 0) == 0) return true;
+  here.stranger = thread;
+  here.stranger_opens = 0;
+  return false;
 }
 
 // Over io_uring the kernel sends no INTERRUPT for a signal that comes while a request is on its way

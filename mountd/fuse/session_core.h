@@ -75,6 +75,8 @@ class SessionCore : public TransportHost, public std::enable_shared_from_this<Se
     const char* operation = "";              ///< of that one, for `waiting`
     std::uint32_t opcode = 0;                ///< of that one, as the kernel sent it
     bool kill_sgid = false;                  ///< that one is a SETXATTR with this flag
+    pid_t stranger = 0;                      ///< a thread that is not of this process
+    unsigned stranger_opens = 0;             ///< since that was asked
     std::unordered_map<std::uint64_t, Waiting> waiting;
     std::unique_ptr<boost::asio::steady_timer> look;  ///< at the callers' signals
     bool looks = false;
@@ -129,6 +131,7 @@ class SessionCore : public TransportHost, public std::enable_shared_from_this<Se
  private:
   void look_later(unsigned loop, std::chrono::steady_clock::duration last_took);
   void look_at_signals(unsigned loop);
+  bool is_own_thread(LoopState& here, pid_t thread) const;
   void refuse(unsigned loop, const abi::InHeader& request, int errno_value);
   ssize_t write_init_reply(const iovec* parts, int count);
   std::vector<std::unique_ptr<LoopState>> loop_states_;

@@ -4,6 +4,8 @@
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/error.hpp>
 #include <boost/asio/post.hpp>
 #include <cerrno>
 #include <future>
@@ -16,6 +18,8 @@ namespace {
 
 /// Requests of one wake-up before other work of the loop has its turn.
 constexpr int kReadBudget = 32;
+/// So often a reader that finds one request at a time looks whether there is another.
+constexpr unsigned kProbeEvery = 16;
 
 Result<int> clone_device(int device_fd) {
   const int fd = ::open("/dev/fuse", O_RDWR | O_CLOEXEC | O_NONBLOCK);
@@ -70,39 +74,50 @@ Status DevTransport::start() {
       at->watch = std::make_unique<boost::asio::posix::stream_descriptor>(
           self->loops_.context(at->loop), at->fd);
       at->reading = true;
-      self->wait(*at);
+      self->read_next(*at);
     });
   }
   return {};
 }
 
-void DevTransport::wait(Reader& reader) {
-  reader.watch->async_wait(
-      boost::asio::posix::stream_descriptor::wait_read,
-      [self = shared_from_this(), &reader](const boost::system::error_code& error) {
-        if (!error && reader.reading) self->read_some(reader);
+// Waiting for the descriptor and then reading would take a call to arm the wait each time.
+void DevTransport::read_next(Reader& reader) {
+  reader.watch->async_read_some(
+      boost::asio::buffer(reader.buffer.get(), buffer_size_),
+      [self = shared_from_this(), &reader](const boost::system::error_code& error,
+                                           std::size_t size) {
+        if (!reader.reading) return;
+        const bool at_end = error == boost::asio::error::eof;  // the device was closed
+        self->take(reader, size, error && !at_end ? error.value() : 0);
+        if (reader.reading && (reader.crowded || ++reader.turn_count % kProbeEvery == 0)) {
+          self->read_more(reader);
+        }
+        if (reader.reading) self->read_next(reader);
       });
 }
 
-void DevTransport::read_some(Reader& reader) {
-  for (int budget = kReadBudget; budget > 0 && reader.reading;) {
+// Saves going through the loop for each request while there are many.
+void DevTransport::read_more(Reader& reader) {
+  for (int budget = kReadBudget; budget > 0 && reader.reading; --budget) {
     const auto size = ::read(reader.fd, reader.buffer.get(), buffer_size_);
-    if (size > 0) {
-      --budget;
-      reader.request_count.fetch_add(1, std::memory_order_relaxed);
-      host_.process(reader.loop, {reader.buffer.get(), static_cast<std::size_t>(size)});
-      continue;
-    }
-    // ENOENT: the request was interrupted before it was read. EINTR: a signal.
-    if (size < 0 && (errno == ENOENT || errno == EINTR)) continue;
-    if (size < 0 && errno == EAGAIN) break;
-    reader.reading = false;
-    reader.watch->release();
-    reader.watch.reset();
-    host_.connection_lost(size == 0 ? from_errno(ENODEV) : last_errno());
+    reader.crowded = size >= 0 || errno != EAGAIN;
+    if (!reader.crowded) return;
+    take(reader, size < 0 ? 0 : static_cast<std::size_t>(size), size < 0 ? errno : 0);
+  }
+}
+
+void DevTransport::take(Reader& reader, std::size_t size, int error) {
+  // ENOENT: the request was interrupted before it was read. EINTR: a signal.
+  if (error == ENOENT || error == EINTR) return;
+  if (error == 0 && size > 0) {
+    reader.request_count.fetch_add(1, std::memory_order_relaxed);
+    host_.process(reader.loop, {reader.buffer.get(), size});
     return;
   }
-  if (reader.reading) wait(reader);
+  reader.reading = false;
+  reader.watch->release();
+  reader.watch.reset();
+  host_.connection_lost(from_errno(error > 0 ? error : ENODEV));
 }
 
 void DevTransport::stop_reading() {

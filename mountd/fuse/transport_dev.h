@@ -45,10 +45,13 @@ class DevTransport : public Transport, public std::enable_shared_from_this<DevTr
     std::unique_ptr<boost::asio::posix::stream_descriptor> watch;  ///< of the loop
     std::unique_ptr<std::byte[]> buffer;
     bool reading = false;  ///< of the loop
+    bool crowded = false;  ///< the last look found another request
+    unsigned turn_count = 0;
     std::atomic<std::uint64_t> request_count{0};
   };
-  void wait(Reader& reader);
-  void read_some(Reader& reader);
+  void read_next(Reader& reader);
+  void read_more(Reader& reader);
+  void take(Reader& reader, std::size_t size, int error);
   void stop_reading_on(Reader& reader);
 
   Loops& loops_;

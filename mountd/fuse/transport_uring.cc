@@ -50,11 +50,12 @@ std::vector<unsigned> cpus_that_are(const char* what) {
 
 abi::UringHeader& header_of(std::byte* page) { return *reinterpret_cast<abi::UringHeader*>(page); }
 
-io_uring_sqe& push_command(IoRing& ring, int fd, std::uint32_t code, abi::UringCommand command,
+io_uring_sqe& push_command(IoRing& ring, std::uint32_t code, abi::UringCommand command,
                            const void* about) {
   auto& to = ring.next();
   to.opcode = IORING_OP_URING_CMD;
-  to.fd = fd;
+  to.flags = IOSQE_FIXED_FILE;
+  to.fd = 0;  // the device
   to.cmd_op = code;
   to.user_data = reinterpret_cast<std::uint64_t>(about);
   std::memcpy(to.cmd, &command, sizeof command);
@@ -150,8 +151,10 @@ Status UringTransport::start() {
   on_each_loop([&](Loop& at) {
     if (trouble || at.queues.empty()) return;
     auto ring = IoRing::create(kRingSize);
-    if (!ring) {
-      trouble = ring.error();
+    Status ready;
+    if (ring) ready = (*ring)->use_file(dev_->control_fd());
+    if (!ring || !ready) {
+      trouble = ring ? ready.error() : ring.error();
       return;
     }
     at.ring = std::move(*ring);
@@ -268,7 +271,7 @@ bool UringTransport::add_entries(Queue& queue, std::size_t count) {
 }
 
 void UringTransport::push_register(Loop& at, Entry& entry) {
-  auto& to = push_command(*at.ring, dev_->control_fd(), abi::kUringRegister,
+  auto& to = push_command(*at.ring, abi::kUringRegister,
                           {.flags = 0, .commit_id = 0, .queue = entry.queue->number, .padding = {}},
                           &entry);
   to.addr = reinterpret_cast<std::uint64_t>(entry.parts);
@@ -514,7 +517,7 @@ void UringTransport::answer(Loop& at, Entry& entry, const iovec* parts, int coun
   entry.unique = 0;
   if (!at.ring) return;  // the kernel has failed it
   push_command(
-      *at.ring, dev_->control_fd(), abi::kUringCommitAndFetch,
+      *at.ring, abi::kUringCommitAndFetch,
       {.flags = 0, .commit_id = entry.commit_id, .queue = entry.queue->number, .padding = {}},
       &entry);
   if (!at.serving) enter(at);
