@@ -116,6 +116,8 @@ TEST_CASE("a stat-heavy loop over an unchanged tree makes no RPC", "[coherence]"
       REQUIRE(run(walk).exit_code == 0);
       calls.clear();
       for (const auto& [method, count] : cluster.rpc_counts(mnt)) {
+        // find(1) wants it, and it is asked again, in the background, when it is 2 s old.
+        if (method == "statfs") continue;
         const auto old = before.find(method);
         const long more = count - (old == before.end() ? 0 : old->second);
         if (more != 0) calls += method + " " + std::to_string(more) + " ";

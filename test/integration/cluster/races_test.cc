@@ -23,9 +23,8 @@ namespace {
 
 constexpr int kProcesses = 8;
 
-/// Runs `work(process)` in as many processes; true if each returned 0. The first other value is
-/// printed: an errno, or a line of the test.
-bool in_processes(const std::function<int(int)>& work) {
+/// Runs `work(process)` in as many processes; what each returned: 0, or an errno.
+std::vector<int> in_processes(const std::function<int(int)>& work) {
   std::vector<pid_t> children;
   for (int process = 0; process < kProcesses; ++process) {
     const pid_t child = ::fork();
@@ -33,16 +32,15 @@ bool in_processes(const std::function<int(int)>& work) {
     if (child == 0) ::_exit(work(process));
     children.push_back(child);
   }
-  bool fine = true;
+  std::vector<int> ends;
   for (const pid_t child : children) {
     int status = 0;
     REQUIRE(::waitpid(child, &status, 0) == child);
-    if (status == 0) continue;
-    UNSCOPED_INFO("a process ended with status " << status);
-    fine = false;
+    ends.push_back(WIFEXITED(status) ? WEXITSTATUS(status) : -status);
   }
-  return fine;
+  return ends;
 }
+const std::vector<int> kAllFine(kProcesses, 0);
 
 TEST_CASE("races: of 8 processes on two mounts exactly one makes each name", "[races]") {
   FM_NEEDS_MOUNTS();
@@ -55,7 +53,7 @@ TEST_CASE("races: of 8 processes on two mounts exactly one makes each name", "[r
       ::mmap(nullptr, sizeof(Winners), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   REQUIRE(shared != MAP_FAILED);
   auto& winners = *new (shared) Winners();
-  CHECK(in_processes([&](int process) {
+  const auto ends = in_processes([&](int process) {
     const std::string dir = (process % 2 == 0 ? cluster.mnt() : other) + "/names/";
     for (std::size_t i = 0; i < kNames; ++i) {
       const int fd = ::open((dir + std::to_string(i)).c_str(), O_CREAT | O_EXCL | O_WRONLY, 0644);
@@ -65,7 +63,8 @@ TEST_CASE("races: of 8 processes on two mounts exactly one makes each name", "[r
       if (::close(fd) != 0) return errno;
     }
     return 0;
-  }));
+  });
+  CHECK(ends == kAllFine);
   std::map<int, int> names_by_winners;
   for (const auto& count : winners) ++names_by_winners[count];
   CHECK(names_by_winners == std::map<int, int>{{1, static_cast<int>(kNames)}});
@@ -117,13 +116,14 @@ TEST_CASE("races: 8 processes on one mount append 100,000 records", "[races]") {
   CAPTURE(options);
   MiniCluster cluster({3, true, options});
   const std::string path = cluster.mnt() + "/log";
-  CHECK(in_processes([&](int process) {
+  const auto ends = in_processes([&](int process) {
     const int fd = ::open(path.c_str(), O_CREAT | O_WRONLY | O_APPEND, 0644);
     if (fd < 0) return errno;
     for (int i = 0; i < kRecords; ++i)
       if (const int error = append(fd, record(process, i)); error != 0) return error;
     return ::close(fd) == 0 ? 0 : errno;
-  }));
+  });
+  CHECK(ends == kAllFine);
   check_records(path);
   check_records(cluster.mount_another(options) + "/log");
 }
@@ -136,7 +136,7 @@ TEST_CASE("races: 8 processes on two mounts append 100,000 records under a lock"
   MiniCluster cluster({3, true, options});
   const std::string other = cluster.mount_another(options);
   write_file(cluster.mnt() + "/log", "");
-  CHECK(in_processes([&](int process) {
+  const auto ends = in_processes([&](int process) {
     // Open all the time: taking the lock brings the copy up to date.
     const std::string path = (process % 2 == 0 ? cluster.mnt() : other) + "/log";
     const int fd = ::open(path.c_str(), O_WRONLY | O_APPEND);
@@ -148,7 +148,9 @@ TEST_CASE("races: 8 processes on two mounts append 100,000 records under a lock"
       if (::flock(fd, LOCK_UN) != 0) return errno;
     }
     return ::close(fd) == 0 ? 0 : errno;
-  }));
+  });
+  INFO((ends == kAllFine ? std::string() : cluster.logs()));
+  CHECK(ends == kAllFine);
   check_records(cluster.mnt() + "/log");
   check_records(other + "/log");
   CHECK(cluster.digests_equal());
