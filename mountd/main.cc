@@ -51,7 +51,7 @@ void add_flags(CLI::App& app, Flags& flags) {
   app.add_option(
       "-o", flags.mount_options,
       "ro, noatime, strictatime, nosuid, suid, nodev, dev, noexec, nopassthrough, "
-      "io_uring=auto|on|off, soft, "
+      "io_uring=on, io_uring=off, soft, "
       "soft_timeout=SECONDS, cache-size=SIZE, attr_timeout=SECONDS, entry_timeout=SECONDS, "
       "root_squash, all_squash, anonuid=UID, anongid=GID, map_uid=MAP, map_gid=MAP");
   app.add_flag("--foreground,-f", options.foreground, "Stay in the foreground");

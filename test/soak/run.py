@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 
-STRESSORS = ("access chdir chmod chown copy-file dentry dir dirdeep dirmany dup fallocate fcntl filename flock fpunch getdent "
+STRESSORS = ("access chdir chmod chown copy-file dentry dir dirdeep dirmany dup fallocate fcntl filename flock fpunch "
              "link locka lockf lockofd mknod open rename revio seek symlink sync-file touch utime xattr")
 
 
