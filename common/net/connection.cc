@@ -210,10 +210,14 @@ void RpcConnection::open() {
 }
 
 void RpcConnection::refuse(std::error_code error) {
-  ++core_->stats.refused;
-  if (core_->log_limiter.allow(peer_address(), now())) {
-    spdlog::warn("refused connection from {} ({}): {}", peer_address(), peer_.name,
-                 error.message());
+  // A program that is not yet ready, or not any more: the peer asks again, and nothing is wrong.
+  const bool expected = error == make_error_code(Errc::kShuttingDown);
+  if (!expected) {
+    ++core_->stats.refused;
+    if (core_->log_limiter.allow(peer_address(), now())) {
+      spdlog::warn("refused connection from {} ({}): {}", peer_address(), peer_.name,
+                   error.message());
+    }
   }
   OutFrame reply;
   reply.header.kind = FrameKind::kHelloReply;

@@ -121,6 +121,10 @@ TEST_CASE("ctl: a mount that cannot be leaves nothing; one in the foreground end
   MiniCluster cluster({3, false, {}});
   const std::string mnt = cluster.root() + "/mnt";
   const std::string cache = cluster.root() + "/cache";
+  // Nodes that found each other not ready yet are no attack.
+  CHECK(run(cluster.bin("fermata") + " status --json " + cluster.servers() +
+            " | grep -o '\"refused\":[0-9]*' | sort | uniq -c | tr -d ' '")
+            .out == "3\"refused\":0\n");
   const RunResult unknown =
       cluster.fermata("mount bad..name:7000:/ " + mnt + " --cache-dir " + cache);
   CAPTURE(unknown.out);
