@@ -29,6 +29,7 @@ void add_digest(CLI::App& app, Context& context);
 void add_primary(CLI::App& app, Context& context);
 void add_session(CLI::App& app, Context& context);
 void add_cache(CLI::App& app, Context& context);
+void add_quota(CLI::App& app, Context& context);
 
 /// One line on stderr: "fermata: ...".
 void complain(const std::string& message);

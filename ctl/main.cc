@@ -37,6 +37,7 @@ int run(int argc, char** argv) {
   add_primary(app, context);
   add_session(app, context);
   add_cache(app, context);
+  add_quota(app, context);
   if (const auto code = parse_command_line(app, argc, argv, kExitUsage)) return *code;
   return context.exit_code;
 }

@@ -22,6 +22,7 @@ struct Command {
     pruneHistory @12 :PruneHistory;
     dropChunks @13 :Data;               # 33 bytes each
     foldPatches @14 :FoldPatches;
+    countQuota @15 :CountQuota;
   }
   struct Bootstrap { cluster @0 :Data; rootUid @1 :UInt32; rootGid @2 :UInt32; rootMode @3 :UInt32; }
   struct OpenSession { clientId @0 :Text; host @1 :Text; mountPoint @2 :Text; leaseMs @3 :UInt32; }
@@ -44,6 +45,7 @@ struct Command {
     patches @3 :List(PatchName);
   }
   struct PatchName { index @0 :UInt64; number @1 :UInt32; since @2 :UInt64; }
+  struct CountQuota { kind @0 :UInt8; id @1 :UInt64; recordsMax @2 :UInt32; }
   struct PruneHistory { upTo @0 :UInt64; keysMax @1 :UInt32; }
 }
 

@@ -6,10 +6,10 @@ using T = import "types.capnp";
 
 struct ReadHeader { session @0 :UInt64; epoch @1 :UInt64; cred @2 :T.Credentials; }
 
-# Lookup, GetAttr, ReadDir, Open, Content, GetXattrs and StatFs requests: the fields that each one uses.
+# Lookup, GetAttr, ReadDir, Open, Content, GetXattrs, StatFs and Quotas requests: the fields that each one uses.
 struct ReadRequest {
   header @0 :ReadHeader;
-  inode @1 :UInt64;          # Lookup: the parent
+  inode @1 :UInt64;          # Lookup: the parent; StatFs, Quotas: 0: none
   name @2 :Data;             # Lookup
   after @3 :UInt64;          # ReadDir: the cookie
   bytesMax @4 :UInt32;       # ReadDir
@@ -47,7 +47,28 @@ struct OpenReply {
 struct ContentReply { moreChunks @0 :Bool; }
 struct Xattr { name @0 :Data; value @1 :Data; }
 struct GetXattrsReply { stamp @0 :UInt64; leased @1 :Bool; xattrs @2 :List(Xattr); }
-struct StatFsReply { totalBytes @0 :UInt64; freeBytes @1 :UInt64; inodes @2 :UInt64; }
+struct StatFsReply {
+  totalBytes @0 :UInt64;
+  freeBytes @1 :UInt64;
+  inodes @2 :UInt64;
+  quotas @3 :Bool;
+  inodesMax @4 :UInt64;                          # 0: no limit
+  roomBytes @5 :UInt64 = 0xffffffffffffffff;     # all ones: no limit
+}
+struct QuotaList {
+  quotas @0 :List(Quota);
+  struct Quota {
+    kind @0 :UInt8;            # QuotaKind
+    id @1 :UInt64;             # a directory's inode; a user id
+    parent @2 :UInt64;
+    bytesMax @3 :UInt64;       # 0: no limit
+    inodesMax @4 :UInt64;      # 0: no limit
+    bytes @5 :UInt64;
+    inodes @6 :UInt64;
+    phase @7 :UInt8;           # QuotaPhase
+    path @8 :Data;             # empty: not known
+  }
+}
 
 struct Mutation {
   union {
@@ -64,6 +85,7 @@ struct Mutation {
     lock @10 :Lock;
     noteReads @11 :NoteReads;
     createUnnamed @12 :CreateUnnamed;
+    setQuota @13 :SetQuota;
   }
   struct Create {
     parent @0 :UInt64;
@@ -129,6 +151,15 @@ struct Mutation {
   struct NoteReads {
     reads @0 :List(Read);
     struct Read { inode @0 :UInt64; time @1 :T.Timestamp; }
+  }
+  struct SetQuota {
+    kind @0 :UInt8;            # QuotaKind
+    id @1 :UInt64;
+    remove @2 :Bool;
+    setsBytes @3 :Bool;
+    bytesMax @4 :UInt64;
+    setsInodes @5 :Bool;
+    inodesMax @6 :UInt64;
   }
   struct Lock {
     inode @0 :UInt64;

@@ -15,7 +15,7 @@ struct OpenSessionReply {
   stamp @6 :UInt64;
 }
 struct RenewSessionRequest { session @0 :UInt64; epoch @1 :UInt64; givenUpBefore @2 :UInt64; }
-struct RenewSessionReply { leaseMs @0 :UInt32; term @1 :UInt64; members @2 :List(T.WireMember); }
+struct RenewSessionReply { leaseMs @0 :UInt32; term @1 :UInt64; members @2 :List(T.WireMember); quotas @3 :Bool; }
 struct SessionRef { session @0 :UInt64; epoch @1 :UInt64; }  # CloseSession, BindCallbacks
 
 struct CallbackRequest {

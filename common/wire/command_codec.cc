@@ -56,6 +56,12 @@ struct BodyWriter {
     auto chunks = b.initChunks(static_cast<unsigned>(body.chunks.size()));
     for (unsigned i = 0; i < body.chunks.size(); ++i) write(chunks[i], body.chunks[i]);
   }
+  void operator()(const CountQuotaCommand& body) {
+    auto b = out.initCountQuota();
+    b.setKind(static_cast<std::uint8_t>(body.kind));
+    b.setId(body.id);
+    b.setRecordsMax(body.records_max);
+  }
   static void write(schema::Command::FoldedChunk::Builder b,
                     const FoldPatchesCommand::Chunk& chunk) {
     b.setIndex(chunk.index);
@@ -158,6 +164,14 @@ Result<Command> read_command(schema::Command::Reader in) {
     case schema::Command::DROP_CHUNKS: {
       FM_TRY(auto chunks, wire::unpack_chunk_ids(in.getDropChunks(), wire::kIdsMax));
       command.body = DropChunksCommand{std::move(chunks)};
+      return command;
+    }
+    case schema::Command::COUNT_QUOTA: {
+      CountQuotaCommand body;
+      FM_TRY(body.kind, wire::read_quota_kind(in.getCountQuota().getKind()));
+      body.id = in.getCountQuota().getId();
+      body.records_max = in.getCountQuota().getRecordsMax();
+      command.body = body;
       return command;
     }
     case schema::Command::FOLD_PATCHES: {

@@ -83,6 +83,15 @@ struct FoldPatchesCommand {
   bool operator==(const FoldPatchesCommand&) const = default;
 };
 
+/// A part of what setting or removing a quota leaves to be done: counts, or lets go of, so many
+/// records.
+struct CountQuotaCommand {
+  QuotaKind kind = QuotaKind::kTree;
+  std::uint64_t id = 0;  ///< as SetQuotaOp's
+  std::uint32_t records_max = 0;
+  bool operator==(const CountQuotaCommand&) const = default;
+};
+
 struct Command {
   VolumeId volume;
   SessionId session;  ///< none for the primary's own
@@ -92,7 +101,8 @@ struct Command {
   Timestamp time;  ///< the primary's clock: becomes ctime and "now"
   Credentials cred;
   std::variant<BootstrapCommand, OpenSessionCommand, EndSessionsCommand, MutateCommand,
-               DigestCommand, PruneHistoryCommand, DropChunksCommand, FoldPatchesCommand>
+               DigestCommand, PruneHistoryCommand, DropChunksCommand, FoldPatchesCommand,
+               CountQuotaCommand>
       body;
 };
 
@@ -104,8 +114,8 @@ struct CommandResult {
   SessionId session;        ///< OpenSession
   Epoch epoch;              ///< OpenSession
   Version version;          ///< Commit
-  std::uint64_t count =
-      0;  ///< PruneHistory: keys done; DropChunks: dropped; FoldPatches: chunks put
+  std::uint64_t count = 0;  ///< PruneHistory: keys done; DropChunks: dropped; FoldPatches: chunks
+                            ///< put; CountQuota: records looked at
   bool operator==(const CommandResult&) const = default;
 };
 

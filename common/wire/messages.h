@@ -93,6 +93,7 @@ struct RenewSessionReply {
   std::uint32_t lease_ms = 0;
   Term term;
   std::vector<Member> members;
+  bool quotas = false;  ///< the volume has some: what is written may have less room than there is
 };
 struct CloseSessionRequest {
   SessionId session;
@@ -229,11 +230,46 @@ struct GetXattrsReply {
 };
 struct StatFsRequest {
   ReadHeader header;
+  InodeId inode;  ///< whose quotas count; none: no quotas
 };
 struct StatFsReply {
-  std::uint64_t total_bytes = 0;  ///< what the smallest majority of nodes could hold
+  /// What the smallest majority of nodes could hold; under a quota that leaves less room, its
+  /// limit.
+  std::uint64_t total_bytes = 0;
   std::uint64_t free_bytes = 0;
-  std::uint64_t inodes = 0;  ///< in use
+  std::uint64_t inodes = 0;      ///< in use; under a quota on inodes those it counts
+  bool quotas = false;           ///< the volume has some
+  std::uint64_t inodes_max = 0;  ///< of the quota on inodes that leaves the least room; 0: no limit
+  /// What `inode` may grow by, its owner's quota counted too.
+  std::uint64_t room_bytes = UINT64_MAX;
+};
+
+enum class QuotaKind : std::uint8_t { kTree = 1, kUser = 2 };
+enum class QuotaPhase : std::uint8_t {
+  kExact = 0,
+  kCounting = 1,  ///< what was there before the quota is still being counted
+  kRemoving = 2   ///< holds nobody back any more
+};
+/// All quotas, or those that count an inode (nearest tree first, then its owner's). Only user 0 may
+/// ask for all.
+struct QuotasRequest {
+  ReadHeader header;
+  InodeId inode;  ///< none: all
+};
+struct QuotaList {
+  struct Quota {
+    QuotaKind kind = QuotaKind::kTree;
+    std::uint64_t id = 0;          ///< the directory's inode; the user
+    InodeId parent;                ///< of a tree within another one: that one
+    std::uint64_t bytes_max = 0;   ///< 0: no limit
+    std::uint64_t inodes_max = 0;  ///< 0: no limit
+    std::uint64_t bytes = 0;
+    std::uint64_t inodes = 0;
+    QuotaPhase phase = QuotaPhase::kExact;
+    std::string path;  ///< of a tree, from the volume's root; empty: not known
+    bool operator==(const Quota&) const = default;
+  };
+  std::vector<Quota> quotas;
 };
 
 // ---------------------------------------------------------------- mutations
@@ -382,9 +418,21 @@ struct NoteReadsOp {
   bool operator==(const NoteReadsOp&) const = default;
 };
 
-using Mutation =
-    std::variant<CreateOp, LinkOp, UnlinkOp, RmdirOp, RenameOp, SetAttrOp, SetXattrOp,
-                 RemoveXattrOp, CommitOp, ReleaseOrphansOp, LockOp, NoteReadsOp, CreateUnnamedOp>;
+/// Sets, changes or removes a quota: what a directory's tree, or a user's files, may take together.
+/// Only user 0 may. Errors: EPERM; ENOENT, ENOTDIR (of the tree); EINVAL (user 0); EBUSY (one that
+/// was here is still being removed); ENOSPC (too many); ENODATA (none to remove).
+struct SetQuotaOp {
+  QuotaKind kind = QuotaKind::kTree;
+  std::uint64_t id = 0;  ///< the directory's inode; the user
+  bool remove = false;
+  std::optional<std::uint64_t> bytes_max;   ///< 0: no limit; none: as it is
+  std::optional<std::uint64_t> inodes_max;  ///< likewise
+  bool operator==(const SetQuotaOp&) const = default;
+};
+
+using Mutation = std::variant<CreateOp, LinkOp, UnlinkOp, RmdirOp, RenameOp, SetAttrOp, SetXattrOp,
+                              RemoveXattrOp, CommitOp, ReleaseOrphansOp, LockOp, NoteReadsOp,
+                              CreateUnnamedOp, SetQuotaOp>;
 
 struct MutationRequest {
   SessionId session;

@@ -32,6 +32,8 @@ const char* to_string(Method method) {
       return "find_lock";
     case Method::kWaitLock:
       return "wait_lock";
+    case Method::kQuotas:
+      return "quotas";
     case Method::kMutate:
       return "mutate";
     case Method::kQueryChunks:
@@ -68,6 +70,7 @@ std::uint32_t body_size_max(std::uint16_t method) {
     case Method::kReadDir:
     case Method::kOpen:
     case Method::kSessions:
+    case Method::kQuotas:
       return 4U << 20;
     case Method::kMutate:
     case Method::kGetXattrs:

@@ -23,6 +23,7 @@ enum class Method : std::uint16_t {
   kStatFs = 16,     ///< StatFsRequest -> StatFsReply
   kFindLock = 17,   ///< LockQuery -> FindLockReply
   kWaitLock = 18,   ///< LockQuery -> WaitLockReply
+  kQuotas = 19,     ///< QuotasRequest -> QuotaList
   // Client to primary: every mutation.
   kMutate = 20,  ///< MutationRequest, payload as Commit says -> MutationReply
   // Chunks. Payload: the chunk's bytes.

@@ -122,6 +122,16 @@ struct OpWriter {
               op.inodes);
   }
   void operator()(const LockOp& op) { wire::write(out.initLock(), op); }
+  void operator()(const SetQuotaOp& op) {
+    auto b = out.initSetQuota();
+    b.setKind(static_cast<std::uint8_t>(op.kind));
+    b.setId(op.id);
+    b.setRemove(op.remove);
+    b.setSetsBytes(op.bytes_max.has_value());
+    b.setBytesMax(op.bytes_max.value_or(0));
+    b.setSetsInodes(op.inodes_max.has_value());
+    b.setInodesMax(op.inodes_max.value_or(0));
+  }
   void operator()(const NoteReadsOp& op) {
     auto reads = out.initNoteReads().initReads(static_cast<unsigned>(op.reads.size()));
     for (unsigned i = 0; i < op.reads.size(); ++i) {
@@ -256,6 +266,17 @@ Result<NoteReadsOp> read_note_reads(Mutation::NoteReads::Reader in) {
   return op;
 }
 
+Result<SetQuotaOp> read_set_quota(Mutation::SetQuota::Reader in) {
+  SetQuotaOp op;
+  FM_TRY(op.kind, read_quota_kind(in.getKind()));
+  op.id = in.getId();
+  if (op.kind == QuotaKind::kUser && op.id > UINT32_MAX) return Errc::kBadMessage;
+  op.remove = in.getRemove();
+  if (in.getSetsBytes()) op.bytes_max = in.getBytesMax();
+  if (in.getSetsInodes()) op.inodes_max = in.getInodesMax();
+  return op;
+}
+
 template <class Op>
 Result<fermata::Mutation> wrap(Result<Op> op) {
   if (!op) return op.error();
@@ -321,6 +342,8 @@ Result<fermata::Mutation> read(schema::Mutation::Reader in) {
       return wrap(read_note_reads(in.getNoteReads()));
     case Mutation::CREATE_UNNAMED:
       return wrap(read_create_unnamed(in.getCreateUnnamed()));
+    case Mutation::SET_QUOTA:
+      return wrap(read_set_quota(in.getSetQuota()));
   }
   return Errc::kUnsupported;
 }

@@ -302,6 +302,7 @@ Result<GetXattrsReply> decode<GetXattrsReply>(std::string_view bytes) {
 std::string encode(const StatFsRequest& value) {
   RequestWriter writer;
   write_header(writer, value.header);
+  writer.root().setInode(value.inode.value());
   return writer.finish();
 }
 template <>
@@ -310,21 +311,84 @@ Result<StatFsRequest> decode<StatFsRequest>(std::string_view bytes) {
                                                    [](RequestReader in) -> Result<StatFsRequest> {
                                                      StatFsRequest value;
                                                      FM_TRY(value.header, read_header(in));
+                                                     value.inode = InodeId(in.getInode());
                                                      return value;
                                                    });
 }
 std::string encode(const StatFsReply& value) {
   wire::Writer<schema::StatFsReply> writer;
-  writer.root().setTotalBytes(value.total_bytes);
-  writer.root().setFreeBytes(value.free_bytes);
-  writer.root().setInodes(value.inodes);
+  auto out = writer.root();
+  out.setTotalBytes(value.total_bytes);
+  out.setFreeBytes(value.free_bytes);
+  out.setInodes(value.inodes);
+  out.setQuotas(value.quotas);
+  out.setInodesMax(value.inodes_max);
+  out.setRoomBytes(value.room_bytes);
   return writer.finish();
 }
 template <>
 Result<StatFsReply> decode<StatFsReply>(std::string_view bytes) {
   return wire::decode_message<schema::StatFsReply>(
       as_bytes(bytes), [](schema::StatFsReply::Reader in) -> Result<StatFsReply> {
-        return StatFsReply{in.getTotalBytes(), in.getFreeBytes(), in.getInodes()};
+        return StatFsReply{in.getTotalBytes(), in.getFreeBytes(), in.getInodes(),
+                           in.getQuotas(),     in.getInodesMax(), in.getRoomBytes()};
+      });
+}
+
+std::string encode(const QuotasRequest& value) {
+  RequestWriter writer;
+  write_header(writer, value.header);
+  writer.root().setInode(value.inode.value());
+  return writer.finish();
+}
+template <>
+Result<QuotasRequest> decode<QuotasRequest>(std::string_view bytes) {
+  return wire::decode_message<schema::ReadRequest>(as_bytes(bytes),
+                                                   [](RequestReader in) -> Result<QuotasRequest> {
+                                                     QuotasRequest value;
+                                                     FM_TRY(value.header, read_header(in));
+                                                     value.inode = InodeId(in.getInode());
+                                                     return value;
+                                                   });
+}
+std::string encode(const QuotaList& value) {
+  wire::Writer<schema::QuotaList> writer;
+  auto quotas = writer.root().initQuotas(static_cast<unsigned>(value.quotas.size()));
+  for (unsigned i = 0; i < value.quotas.size(); ++i) {
+    const QuotaList::Quota& quota = value.quotas[i];
+    quotas[i].setKind(static_cast<std::uint8_t>(quota.kind));
+    quotas[i].setId(quota.id);
+    quotas[i].setParent(quota.parent.value());
+    quotas[i].setBytesMax(quota.bytes_max);
+    quotas[i].setInodesMax(quota.inodes_max);
+    quotas[i].setBytes(quota.bytes);
+    quotas[i].setInodes(quota.inodes);
+    quotas[i].setPhase(static_cast<std::uint8_t>(quota.phase));
+    if (!quota.path.empty()) quotas[i].setPath(blob(quota.path));
+  }
+  return writer.finish();
+}
+template <>
+Result<QuotaList> decode<QuotaList>(std::string_view bytes) {
+  return wire::decode_message<schema::QuotaList>(
+      as_bytes(bytes), [](schema::QuotaList::Reader in) -> Result<QuotaList> {
+        QuotaList value;
+        if (in.getQuotas().size() > wire::kIdsMax) return Errc::kBadMessage;
+        for (const auto each : in.getQuotas()) {
+          QuotaList::Quota quota;
+          FM_TRY(quota.kind, wire::read_quota_kind(each.getKind()));
+          quota.id = each.getId();
+          quota.parent = InodeId(each.getParent());
+          quota.bytes_max = each.getBytesMax();
+          quota.inodes_max = each.getInodesMax();
+          quota.bytes = each.getBytes();
+          quota.inodes = each.getInodes();
+          if (each.getPhase() > 2) return Errc::kUnsupported;
+          quota.phase = static_cast<QuotaPhase>(each.getPhase());
+          FM_TRY(quota.path, wire::read_bytes(each.getPath(), wire::kTextMax));
+          value.quotas.push_back(std::move(quota));
+        }
+        return value;
       });
 }
 

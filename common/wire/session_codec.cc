@@ -79,13 +79,14 @@ std::string encode(const RenewSessionReply& value) {
   out.setLeaseMs(value.lease_ms);
   out.setTerm(value.term.value());
   wire::write(out.initMembers(static_cast<unsigned>(value.members.size())), value.members);
+  out.setQuotas(value.quotas);
   return writer.finish();
 }
 template <>
 Result<RenewSessionReply> decode<RenewSessionReply>(std::string_view bytes) {
   return wire::decode_message<schema::RenewSessionReply>(
       as_bytes(bytes), [](schema::RenewSessionReply::Reader in) -> Result<RenewSessionReply> {
-        RenewSessionReply value{in.getLeaseMs(), Term(in.getTerm()), {}};
+        RenewSessionReply value{in.getLeaseMs(), Term(in.getTerm()), {}, in.getQuotas()};
         FM_TRY(value.members, wire::read(in.getMembers()));
         return value;
       });

@@ -39,6 +39,13 @@ Result<ClusterId> read_cluster(capnp::Data::Reader value) {
   return id;
 }
 
+Result<QuotaKind> read_quota_kind(std::uint8_t value) {
+  if (value != static_cast<std::uint8_t>(QuotaKind::kTree) &&
+      value != static_cast<std::uint8_t>(QuotaKind::kUser))
+    return Errc::kUnsupported;
+  return static_cast<QuotaKind>(value);
+}
+
 Result<FileType> read_file_type(std::uint8_t value) {
   if (value < static_cast<std::uint8_t>(FileType::kRegular) ||
       value > static_cast<std::uint8_t>(FileType::kBlockDevice))

@@ -62,6 +62,8 @@ Result<std::string> read_text(capnp::Text::Reader value, std::size_t size_max = 
 Result<std::string> read_bytes(capnp::Data::Reader value, std::size_t size_max);
 Result<ClusterId> read_cluster(capnp::Data::Reader value);
 Result<FileType> read_file_type(std::uint8_t value);
+/// kUnsupported for one of a newer version.
+Result<QuotaKind> read_quota_kind(std::uint8_t value);
 
 void write(schema::Timestamp::Builder out, const Timestamp& value);
 Result<Timestamp> read(schema::Timestamp::Reader in);

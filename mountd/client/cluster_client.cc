@@ -127,10 +127,16 @@ Task<GetXattrsReply> ClusterClient::getxattrs(Credentials cred, InodeId inode) {
   co_return co_await impl->simple_read<GetXattrsReply>(Method::kGetXattrs, std::move(request));
 }
 
-Task<StatFsReply> ClusterClient::statfs(Credentials cred) {
+Task<StatFsReply> ClusterClient::statfs(Credentials cred, InodeId inode) {
   const auto impl = impl_;
-  StatFsRequest request{impl->header(std::move(cred))};
+  StatFsRequest request{impl->header(std::move(cred)), inode};
   co_return co_await impl->simple_read<StatFsReply>(Method::kStatFs, std::move(request));
+}
+
+Task<QuotaList> ClusterClient::quotas(Credentials cred, InodeId inode) {
+  const auto impl = impl_;
+  QuotasRequest request{impl->header(std::move(cred)), inode};
+  co_return co_await impl->simple_read<QuotaList>(Method::kQuotas, std::move(request));
 }
 
 Task<FindLockReply> ClusterClient::find_lock(LockOp lock) {

@@ -69,7 +69,9 @@ class ClusterClient {
   /// With the whole content description (all chunk records), unless the newest version is `have`.
   Task<Opened> open(Credentials cred, InodeId inode, Version have);
   Task<GetXattrsReply> getxattrs(Credentials cred, InodeId inode);
-  Task<StatFsReply> statfs(Credentials cred);
+  /// Within the quotas of `inode`; none: of the whole volume.
+  Task<StatFsReply> statfs(Credentials cred, InodeId inode);
+  Task<QuotaList> quotas(Credentials cred, InodeId inode);
 
   /// The open session; waits for one while there is none. Errors: ETIMEDOUT (soft mount), EINTR.
   Task<SessionId> session();

@@ -54,6 +54,10 @@ class ClientSession {
   /// Grows whenever the cluster says that the session lives.
   std::uint64_t confirmations() const { return confirmations_.load(std::memory_order_acquire); }
 
+  /// As of the last renewal: the volume has quotas.
+  bool has_quotas() const { return quotas_.load(std::memory_order_relaxed); }
+  void note_quotas(bool quotas) { quotas_.store(quotas, std::memory_order_relaxed); }
+
   // For the SessionKeeper.
   void opened(SessionId id, Epoch epoch, Stamp valid_from, TimePoint lease_until);
   void renewed(TimePoint lease_until);
@@ -68,6 +72,7 @@ class ClientSession {
   std::atomic<std::uint64_t> valid_from_{~0ULL};
   std::atomic<std::uint32_t> unsettled_{0};
   std::atomic<std::uint64_t> confirmations_{0};
+  std::atomic<bool> quotas_{false};
   std::atomic<Duration::rep> lease_until_{0};
   mutable Mutex mutex_;
   std::set<std::uint64_t> open_ FM_GUARDED_BY(mutex_);

@@ -197,6 +197,7 @@ struct SessionKeeper::Impl final : Handler, std::enable_shared_from_this<Session
     FM_CO_TRY(const RenewSessionReply reply, decode<RenewSessionReply>(response.body));
     router->map().learn_members(reply.members);
     lease = std::chrono::milliseconds(reply.lease_ms);
+    session.note_quotas(reply.quotas);
     if (reply.term > term) {
       const Stamp stamp = make_stamp(reply.term, 0);
       session.void_leases_below(stamp);

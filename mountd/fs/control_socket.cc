@@ -43,14 +43,15 @@ Result<int> listen_at(const std::string& path) {
   return error;
 }
 
-std::string answer_to(const std::string& line, const ControlSocket::Handler& handler) {
+std::string answer_to(const std::string& line, const ControlSocket::Asker& who,
+                      const ControlSocket::Handler& handler) {
   namespace json = boost::json;
   boost::system::error_code error;
   const json::value request = json::parse(line, error);
   const json::value* verb =
       !error && request.is_object() ? request.as_object().if_contains("verb") : nullptr;
   if (verb == nullptr || !verb->is_string()) return R"({"error":"want {\"verb\":\"...\"}"})";
-  return handler(std::string(verb->as_string()));
+  return handler(std::string(verb->as_string()), line, who);
 }
 
 }  // namespace
@@ -114,6 +115,10 @@ void ControlSocket::run() {
 void ControlSocket::serve(int fd) {
   const timeval patience{kClientPatienceMs / 1000, 0};
   ::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+  ucred peer{};
+  socklen_t peer_size = sizeof peer;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &peer_size) != 0) return;
+  const Asker who{peer.uid, peer.gid};
   std::string pending;
   while (true) {
     const auto newline = pending.find('\n');
@@ -125,7 +130,7 @@ void ControlSocket::serve(int fd) {
       pending.append(buffer, static_cast<std::size_t>(size));
       continue;
     }
-    const std::string answer = answer_to(pending.substr(0, newline), handler_) + "\n";
+    const std::string answer = answer_to(pending.substr(0, newline), who, handler_) + "\n";
     pending.erase(0, newline + 1);
     for (std::size_t sent = 0; sent < answer.size();) {
       const ssize_t size = ::send(fd, answer.data() + sent, answer.size() - sent, MSG_NOSIGNAL);

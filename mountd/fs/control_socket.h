@@ -1,4 +1,4 @@
-// The daemon's control socket: how `fermata cache` and `fermata umount` talk to it.
+// The daemon's control socket: how `fermata cache`, `quota` and `umount` talk to it.
 //
 // CACHE_DIR/control.sock, a unix stream socket of mode 0600. One JSON object per line asks, one
 // answers: {"verb":"cache-ls"}; an answer with "error" says that it did not work. A client that
@@ -6,6 +6,8 @@
 //
 // Thread-safety: the handler runs on a thread of the socket's per client, and may block.
 #pragma once
+
+#include <sys/types.h>
 
 #include <atomic>
 #include <functional>
@@ -20,8 +22,14 @@ namespace fermata::mountd {
 
 class ControlSocket {
  public:
-  /// Takes a verb, gives the answer: a JSON object as text.
-  using Handler = std::function<std::string(const std::string& verb)>;
+  /// Who is connected, as the kernel says.
+  struct Asker {
+    uid_t uid = 0;
+    gid_t gid = 0;
+  };
+  /// Takes a verb and the request with it, gives the answer: JSON objects as text.
+  using Handler = std::function<std::string(const std::string& verb, const std::string& request,
+                                            const Asker& who)>;
 
   /// Replaces what an earlier daemon left at `path`.
   static Result<std::unique_ptr<ControlSocket>> open(const std::string& path, Handler handler);

@@ -2,6 +2,8 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <cerrno>
+
 #include "mountd/fs/attributes.h"
 #include "mountd/fs/file_system.h"
 
@@ -88,6 +90,9 @@ void FileSystem::write(Ctx ctx, NodeHandle, const WriteRequest& request, WriteRe
   const auto open = handle(request.fh);
   if (!open) return reply.error(EBADF);
   if (request.kill_suidgid) note_kill(open->file);
+  if (!request.from_page_cache &&
+      !fits_quotas(at(reply), open, request.offset_bytes, request.data.size()))
+    return reply.error(EDQUOT);
   // The kernel does not ask for the size before it appends, and has missed what an update in place
   // brought. Each append is then behind its idea of the end.
   const bool missed = request.at_end && request.offset_bytes != open->copy->size_bytes();
@@ -212,6 +217,10 @@ Task<void> FileSystem::do_fallocate(LoopContext& at, std::shared_ptr<Handle> han
       what == 0 || what == FALLOC_FL_ZERO_RANGE || (what == FALLOC_FL_PUNCH_HOLE && keep_size);
   if (!known) co_return std::errc::operation_not_supported;
   if (offset + size > kFileSizeMax || offset + size < offset) co_return std::errc::file_too_large;
+  if (what != FALLOC_FL_PUNCH_HOLE) {
+    FM_CO_TRY(const bool fits, co_await surely_fits_quotas(at, handle, offset, size));
+    if (!fits) co_return from_errno(EDQUOT);
+  }
   const CachePin copy = handle->copy;
   const auto job = [=]() -> fermata::Status {
     if (what != 0) FM_CHECK(copy->punch(offset, size));
@@ -249,6 +258,9 @@ void FileSystem::copy_file_range(Ctx ctx, const CopyRange& range, WriteReply rep
 
 Task<std::size_t> FileSystem::do_copy(LoopContext& at, std::shared_ptr<Handle> in,
                                       std::shared_ptr<Handle> out, CopyRange range) {
+  FM_CO_TRY(const bool fits,
+            co_await surely_fits_quotas(at, out, range.out_offset_bytes, range.size_bytes));
+  if (!fits) co_return from_errno(EDQUOT);
   FM_CO_CHECK(co_await wait_present(at, in, range.in_offset_bytes, range.size_bytes));
   const CachePin from = in->copy;
   const CachePin to = out->copy;

@@ -70,6 +70,9 @@ struct FileState {
   std::atomic<bool> mapped{false};       ///< a writable mapping outlived the last writable open
   std::atomic<std::uint32_t> syncs{0};   ///< commits before a close, since there is a writer
   std::atomic<std::uint64_t> writes{0};  ///< that passed the daemon, since there is a writer
+  /// What it may allocate under its quotas, as last heard; all ones: not known, or no limit.
+  std::atomic<std::uint64_t> allocated_max_bytes{UINT64_MAX};
+  std::atomic<Duration::rep> room_asked{0};  ///< when that was asked for last
   /// One commit or update in place of the copy at a time: each takes what it finds there for one
   /// version. Taken before `gate`.
   Gate content_gate;

@@ -607,8 +607,37 @@ Status FileSystem::set_backing_times(const FilePtr& file, const Attr& attr, cons
 
 // ------------------------------------------------------------------------------------- statfs
 
-void FileSystem::statfs(Ctx ctx, NodeHandle, StatfsReply reply) {
-  constexpr auto kFreshFor = std::chrono::seconds(2);
+namespace {
+
+constexpr auto kFreshFor = std::chrono::seconds(2);
+constexpr auto kAnswerStatfs = [](StatfsReply& to, const struct statvfs& values) {
+  to.statfs(values);
+};
+
+struct statvfs to_statvfs(const StatFsReply& known) {
+  constexpr std::uint64_t kUnit = 4096;
+  constexpr std::uint64_t kInodesFree = 1ULL << 40;  // ids are 48 bits; there is no other limit
+  struct statvfs out {};
+  out.f_bsize = kUnit;
+  out.f_frsize = kUnit;
+  out.f_blocks = known.total_bytes / kUnit;
+  out.f_bfree = known.free_bytes / kUnit;
+  out.f_bavail = out.f_bfree;
+  out.f_ffree = known.inodes_max == 0 ? kInodesFree : known.inodes_max - known.inodes;
+  out.f_files = known.inodes + out.f_ffree;
+  out.f_favail = out.f_ffree;
+  out.f_namemax = kNameMax;
+  return out;
+}
+
+}  // namespace
+
+void FileSystem::statfs(Ctx ctx, NodeHandle node, StatfsReply reply) {
+  if (session_.has_quotas()) {
+    const auto inode = table_.inode_of(node);
+    auto task = do_statfs_within(at(reply), inode.value_or(kRootInode));
+    return run_request(ctx, std::move(reply), std::move(task), kAnswerStatfs);
+  }
   std::optional<StatFsReply> known;
   bool refresh = false;
   {
@@ -619,13 +648,12 @@ void FileSystem::statfs(Ctx ctx, NodeHandle, StatfsReply reply) {
   }
   LoopContext& here = at(reply);
   if (refresh) background(here, "statfs", refresh_statfs(here));
-  run_request(ctx, std::move(reply), do_statfs(here),
-              [](StatfsReply& to, const struct statvfs& values) { to.statfs(values); });
+  run_request(ctx, std::move(reply), do_statfs(here), kAnswerStatfs);
 }
 
 asio::awaitable<void> FileSystem::refresh_statfs(LoopContext& at) {
   const Credentials nobody;
-  auto answer = co_await at.client->statfs(nobody);
+  auto answer = co_await at.client->statfs(nobody, InodeId());
   MutexLock lock(statfs_mutex_);
   statfs_asked_ = false;
   if (!answer) co_return;
@@ -634,8 +662,6 @@ asio::awaitable<void> FileSystem::refresh_statfs(LoopContext& at) {
 }
 
 Task<struct statvfs> FileSystem::do_statfs(LoopContext& at) {
-  constexpr std::uint64_t kUnit = 4096;
-  constexpr std::uint64_t kInodesFree = 1ULL << 40;  // ids are 48 bits; there is no other limit
   std::optional<StatFsReply> known;
   {
     MutexLock lock(statfs_mutex_);
@@ -643,22 +669,29 @@ Task<struct statvfs> FileSystem::do_statfs(LoopContext& at) {
   }
   if (!known) {
     const Credentials nobody;
-    FM_CO_TRY(known, co_await at.client->statfs(nobody));
+    FM_CO_TRY(known, co_await at.client->statfs(nobody, InodeId()));
     MutexLock lock(statfs_mutex_);
     statfs_ = known;
     statfs_at_ = at.env->now();
   }
-  struct statvfs out {};
-  out.f_bsize = kUnit;
-  out.f_frsize = kUnit;
-  out.f_blocks = known->total_bytes / kUnit;
-  out.f_bfree = known->free_bytes / kUnit;
-  out.f_bavail = out.f_bfree;
-  out.f_files = known->inodes + kInodesFree;
-  out.f_ffree = kInodesFree;
-  out.f_favail = kInodesFree;
-  out.f_namemax = kNameMax;
-  co_return out;
+  co_return to_statvfs(*known);
+}
+
+// Of a directory, whose quotas may leave less room than the disks do.
+Task<struct statvfs> FileSystem::do_statfs_within(LoopContext& at, InodeId inode) {
+  constexpr std::size_t kKnownMax = 1000;
+  {
+    MutexLock lock(statfs_mutex_);
+    const auto known = statfs_within_.find(inode);
+    if (known != statfs_within_.end() && at.env->now() - known->second.at <= kFreshFor)
+      co_return to_statvfs(known->second.reply);
+  }
+  const Credentials nobody;
+  FM_CO_TRY(const auto reply, co_await at.client->statfs(nobody, inode));
+  MutexLock lock(statfs_mutex_);
+  if (statfs_within_.size() >= kKnownMax) statfs_within_.clear();
+  statfs_within_[inode] = {reply, at.env->now()};
+  co_return to_statvfs(reply);
 }
 
 }  // namespace fermata::mountd

@@ -101,6 +101,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     std::map<std::string, std::uint64_t> commits;  ///< what became of them
   };
   Summary summary();
+  /// A quota was set or removed: what is known of room is asked for again.
+  void note_quotas_changed();
   /// The copies in the cache, each with its path as far as that is known now.
   std::vector<CacheListing> cached_files();
 
@@ -241,6 +243,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Status set_backing_times(const FilePtr& file, const Attr& attr, const SetAttributes& set);
   Task<void> set_size(LoopContext& at, Credentials who, NodeHandle node, SetAttributes set);
   Task<struct statvfs> do_statfs(LoopContext& at);
+  Task<struct statvfs> do_statfs_within(LoopContext& at, InodeId inode);
   awaitable<void> refresh_statfs(LoopContext& at);
   /// Decides whether a file in use that met a newer version holds local work.
   awaitable<void> settle_lineage(LoopContext& at, const Attr attr);
@@ -370,6 +373,16 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<std::size_t> do_copy(LoopContext& at, std::shared_ptr<Handle> in,
                             std::shared_ptr<Handle> out, CopyRange range);
   void note_kill(const FilePtr& file);
+
+  // quota.cc
+  /// As far as is known a write of `size` bytes at `offset` leaves the file within its quotas.
+  bool fits_quotas(LoopContext& at, const std::shared_ptr<Handle>& handle, std::uint64_t offset,
+                   std::uint64_t size);
+  /// The same, once the cluster has been asked.
+  Task<bool> surely_fits_quotas(LoopContext& at, std::shared_ptr<Handle> handle,
+                                std::uint64_t offset, std::uint64_t size);
+  Task<void> ask_room(LoopContext& at, FilePtr file);
+  awaitable<void> ask_room_behind(LoopContext& at, FilePtr file);
 
   // atime.cc
   Timestamp wall_time() const;
@@ -548,6 +561,14 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   std::optional<StatFsReply> statfs_ FM_GUARDED_BY(statfs_mutex_);
   TimePoint statfs_at_ FM_GUARDED_BY(statfs_mutex_);
   bool statfs_asked_ FM_GUARDED_BY(statfs_mutex_) = false;
+  struct RoomWithin {
+    StatFsReply reply;
+    TimePoint at{};
+  };
+  /// When a quota was last set through this mount: older answers about room are void.
+  std::atomic<Duration::rep> quotas_changed_at_{0};
+  /// Of a volume with quotas, by inode.
+  std::unordered_map<InodeId, RoomWithin> statfs_within_ FM_GUARDED_BY(statfs_mutex_);
 
   Mutex counts_mutex_;
   std::map<std::string, std::uint64_t> counts_ FM_GUARDED_BY(counts_mutex_);

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "common/wire/methods.h"
+#include "mountd/fs/quota_verbs.h"
 #include "mountd/fs/request_task.h"
 #include "mountd/fuse/fuse_mount.h"
 
@@ -169,9 +170,11 @@ std::string Mountd::mount() {
   notifier_ =
       std::make_unique<Notifier>(*fuse_, [this](NodeHandle node) { return fs_->granted(node); });
   fs_->attach(*fuse_, *notifier_);
-  auto control =
-      ControlSocket::open(options_.cache_dir + "/control.sock",
-                          [this](const std::string& verb) { return this->control(verb); });
+  auto control = ControlSocket::open(
+      options_.cache_dir + "/control.sock",
+      [this](const std::string& verb, const std::string& request, const ControlSocket::Asker& who) {
+        return this->control(verb, request, who);
+      });
   if (!control) return "control socket in " + options_.cache_dir + ": " + control.error().message();
   control_ = std::move(*control);
   if (!options_.read_only) fs_->start_recovery();
@@ -319,8 +322,43 @@ std::string Mountd::cache_numbers() {
   return json::serialize(out);
 }
 
-std::string Mountd::control(const std::string& verb) {
+/// Waits for a while: a cluster without a primary must not keep the socket's thread.
+template <class T>
+Result<T> Mountd::ask_cluster(Task<T> task) {
+  constexpr auto kPatience = std::chrono::seconds(30);
+  auto promise = std::make_shared<std::promise<Result<T>>>();
+  auto future = promise->get_future();
+  asio::co_spawn(loops_->executor(0), std::move(task),
+                 [promise](std::exception_ptr thrown, Result<T> result) {
+                   promise->set_value(thrown ? Result<T>(Errc::kShuttingDown) : std::move(result));
+                 });
+  const auto until = std::chrono::steady_clock::now() + kPatience;
+  while (future.wait_for(std::chrono::milliseconds(50)) != std::future_status::ready) {
+    if (stop_asked_) return Errc::kShuttingDown;
+    if (std::chrono::steady_clock::now() > until) return std::errc::timed_out;
+  }
+  return future.get();
+}
+
+std::string Mountd::control_quotas(const std::string& request, const ControlSocket::Asker& who) {
+  const Identity& identity = options_.identity;
+  const Credentials cred = identity.in_cluster(who.uid, who.gid, {});
+  ClusterClient& client = *parts_.front().client;
+  QuotaCalls calls;
+  calls.set = [&](SetQuotaOp op) -> Status {
+    FM_TRY(const MutationReply reply, ask_cluster(client.mutate(cred, std::move(op))));
+    static_cast<void>(reply);
+    fs_->note_quotas_changed();
+    return {};
+  };
+  calls.list = [&](InodeId inode) { return ask_cluster(client.quotas(cred, inode)); };
+  return answer_quota_verb(request, identity, calls);
+}
+
+std::string Mountd::control(const std::string& verb, const std::string& request,
+                            const ControlSocket::Asker& who) {
   constexpr auto kPatience = std::chrono::minutes(9);
+  if (verb.starts_with("quota-")) return control_quotas(request, who);
   if (verb == "cache-ls") return list_cache();
   if (verb == "cache-stat" || verb == "stats") return cache_numbers();
   if (verb == "shutdown") {

@@ -48,7 +48,11 @@ class Mountd {
   std::string open_session();
   std::string open_cache();
   std::string mount();
-  std::string control(const std::string& verb);
+  std::string control(const std::string& verb, const std::string& request,
+                      const ControlSocket::Asker& who);
+  std::string control_quotas(const std::string& request, const ControlSocket::Asker& who);
+  template <class T>
+  Result<T> ask_cluster(Task<T> task);
   std::string list_cache();
   std::string cache_numbers();
   std::future<std::size_t> commit_all(Duration patience);

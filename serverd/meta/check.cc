@@ -6,6 +6,7 @@
 #include "common/base/limits.h"
 #include "serverd/meta/codec.h"
 #include "serverd/meta/ops/ops.h"
+#include "serverd/meta/quota.h"
 
 namespace fermata::serverd {
 namespace {
@@ -39,8 +40,10 @@ class Checker {
     FM_CHECK(read_sessions());
     FM_CHECK(read_history());
     FM_CHECK(read_chunk_refs());
+    FM_CHECK(read_quotas());
     for (const auto& [inode, tally] : inodes_) judge(inode, tally);
     judge_tree();
+    judge_quotas();
     return std::move(problems_);
   }
 
@@ -92,6 +95,7 @@ class Checker {
       if (!directory || !child) return {};
       ++directory->entries;
       ++child->names;
+      entries_.push_back({parent, entry.inode});
       if (entry.type == FileType::kDirectory) ++directory->subdirectories;
       if (!directory->record.is_directory())
         problem(name_of(parent) + " has entries and is no directory");
@@ -260,6 +264,94 @@ class Checker {
     return {};
   }
 
+  Status read_quotas() {
+    FM_CHECK(walk(Family::kCounters, [&](std::string_view key, std::string_view value) -> Status {
+      if (key.substr(0, 1) == quota_prefix(QuotaKind::kTree).substr(0, 1)) {
+        FM_TRY(const QuotaRecord quota, decode_quota(key, value));
+        quotas_[{quota.kind, quota.id}].record = quota;
+      } else if (key != kStateKey) {
+        walks_.emplace(InodeId(number_in(key, 1)), InodeId(number_in(key, 9)));
+      }
+      return {};
+    }));
+    if (state_.quotas != quotas_.size()) problem("the count of quotas is wrong");
+    return {};
+  }
+
+  /// The tree's own record; a problem if there is none.
+  const QuotaRecord* tree(InodeId id, const char* what) {
+    const auto at = quotas_.find({QuotaKind::kTree, id.value()});
+    if (at != quotas_.end()) return &at->second.record;
+    problem(std::string(what) + " the quota of " + name_of(id) + ", which has none");
+    return nullptr;
+  }
+  /// As tree_in_force() (quota.h).
+  InodeId in_force(InodeId id) {
+    while (id) {
+      const QuotaRecord* quota = tree(id, "a record names");
+      if (quota == nullptr || quota->phase != QuotaPhase::kRemoving) break;
+      id = quota->parent;
+    }
+    return id;
+  }
+
+  /// Every quota counts what it should, and once nothing is being counted every inode is in the
+  /// tree of its directory.
+  void judge_quotas() {
+    if (quotas_.empty() && walks_.empty()) {
+      for (const auto& [inode, tally] : inodes_)
+        if (tally.record.quota) problem(name_of(inode) + " is in a tree without a quota");
+      return;
+    }
+    bool exact = walks_.empty();
+    for (const auto& [inode, tally] : inodes_) {
+      const Charge charge = charge_of(tally.record);
+      std::size_t depth = 0;
+      for (InodeId id = tally.record.quota; id && depth <= quotas_.size(); ++depth) {
+        const QuotaRecord* quota = tree(id, "an inode is in");
+        if (quota == nullptr) break;
+        quotas_[{QuotaKind::kTree, id.value()}].add(charge);
+        id = quota->parent;
+      }
+      if (depth > quotas_.size()) problem("trees with quotas lie in a circle");
+      const auto user = quotas_.find({QuotaKind::kUser, tally.record.uid});
+      if (user != quotas_.end() && counts(user->second.record, inode)) user->second.add(charge);
+    }
+    for (const auto& [key, found] : quotas_) {
+      const QuotaRecord& quota = found.record;
+      const std::string name =
+          (quota.kind == QuotaKind::kTree ? "the quota of inode " : "the quota of user ") +
+          std::to_string(quota.id);
+      if (quota.bytes != found.bytes || quota.inodes != found.inodes)
+        problem(name + " counts " + std::to_string(quota.bytes) + " bytes, " +
+                std::to_string(quota.inodes) + " inodes, found " + std::to_string(found.bytes) +
+                ", " + std::to_string(found.inodes));
+      if (quota.phase != QuotaPhase::kExact) exact = false;
+      if (quota.kind != QuotaKind::kTree || quota.phase == QuotaPhase::kRemoving) continue;
+      const auto directory = inodes_.find(InodeId(quota.id));
+      if (directory == inodes_.end() || directory->second.record.quota.value() != quota.id)
+        problem(name + " is not set on a directory of its own tree");
+    }
+    for (const auto& [tree_id, directory] : walks_) {
+      const QuotaRecord* quota = tree(tree_id, "a walk belongs to");
+      if (quota != nullptr && quota->phase == QuotaPhase::kExact)
+        problem(name_of(directory) + " is to be walked for a quota that is exact");
+      const auto at = inodes_.find(directory);
+      if (at == inodes_.end() || at->second.record.quota != tree_id)
+        problem(name_of(directory) + " is to be walked for a quota that does not count it");
+    }
+    if (!exact) return;
+    for (const auto& [parent, child] : entries_) {
+      const InodeRecord& record = inodes_[child].record;
+      const InodeId around = in_force(inodes_[parent].record.quota);
+      const auto own = quotas_.find({QuotaKind::kTree, child.value()});
+      const bool root = record.is_directory() && own != quotas_.end();
+      const InodeId tree_id = root ? own->second.record.parent : record.quota;
+      if (in_force(tree_id) != around && (record.is_directory() || record.nlink == 1))
+        problem(name_of(child) + " is not in the tree of its directory");
+    }
+  }
+
   void judge(InodeId inode, const Tally& tally) {
     const InodeRecord& record = tally.record;
     expect(inode, "entries", record.entries, tally.entries);
@@ -319,6 +411,20 @@ class Checker {
   StateRecord state_;
   std::map<InodeId, Tally> inodes_;
   std::map<ChunkId, std::uint64_t> references_;
+  struct Entry {
+    InodeId parent, child;
+  };
+  std::vector<Entry> entries_;
+  struct Counted {
+    QuotaRecord record;
+    std::uint64_t bytes = 0, inodes = 0;  // found
+    void add(const Charge& charge) {
+      bytes += charge.bytes;
+      inodes += charge.inodes;
+    }
+  };
+  std::map<std::pair<QuotaKind, std::uint64_t>, Counted> quotas_;
+  std::set<std::pair<InodeId, InodeId>> walks_;  // tree, directory
 };
 
 }  // namespace

@@ -3,7 +3,8 @@
 // It reads everything, so it is for tests, the simulator and an operator in doubt. An empty answer
 // means: every entry leads to an inode of its type and every inode is reached, link counts,
 // directory sizes, xattr and content sums are right, unlinked inodes are open somewhere, chunk
-// reference counts are what the records name, and history and its index agree.
+// reference counts are what the records name, history and its index agree, and quotas count what is
+// theirs.
 #pragma once
 
 #include <string>

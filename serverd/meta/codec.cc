@@ -87,9 +87,13 @@ struct [[gnu::packed]] DiskTime {
 DiskTime to_disk(const Timestamp& time) { return {time.seconds, time.nanoseconds}; }
 Timestamp from_disk(const DiskTime& time) { return {time.seconds, time.nanoseconds}; }
 
-constexpr std::uint8_t kLinkable = 1;  // of DiskInode::flags
+// Of DiskInode::flags.
+constexpr std::uint8_t kLinkable = 1;
+constexpr std::uint8_t kHasQuota = 2;  // u64 inode follows
 
-/// An inode's value; a symlink's target follows.
+constexpr char kQuotaKey = 'q', kQuotaWalkKey = 'w';  // Family::kCounters
+
+/// An inode's value; the tree whose quota counts it (if it has one) and a symlink's target follow.
 struct [[gnu::packed]] DiskInode {
   std::uint8_t format;
   std::uint64_t since;
@@ -127,6 +131,7 @@ struct [[gnu::packed]] DiskState {
   std::uint64_t garbage;
   std::uint64_t conflicts;
   std::uint64_t history_start;
+  // u64 quotas, if there are any
 };
 static_assert(sizeof(DiskState) == 1 + 8 + 16 + 6 * 8);
 
@@ -179,6 +184,16 @@ std::string patch_key(InodeId inode, LogIndex index, std::uint32_t number) {
   append_le(key, __builtin_bswap32(number));
   return key;
 }
+std::string quota_prefix(QuotaKind kind) { return {kQuotaKey, static_cast<char>(kind)}; }
+std::string quota_key(QuotaKind kind, std::uint64_t id) {
+  std::string key = quota_prefix(kind);
+  append_be64(key, id);
+  return key;
+}
+std::string quota_walk_key(InodeId tree) { return kQuotaWalkKey + be(tree.value()); }
+std::string quota_walk_key(InodeId tree, InodeId directory) {
+  return kQuotaWalkKey + be(tree.value(), directory.value());
+}
 std::string history_key(Family family, std::string_view key, LogIndex index) {
   // Names vary in length and hold no NUL: it keeps one key's records together and in the keys'
   // order.
@@ -229,14 +244,17 @@ std::string encode_state(const StateRecord& record) {
   disk.history_start = record.history_start.value();
   std::string out;
   append_le(out, disk);
+  if (record.quotas != 0) append_le(out, record.quotas);
   return out;
 }
 Result<StateRecord> decode_state(std::string_view value) {
   Reader reader(value);
   FM_CHECK(reader.begin());
-  if (value.size() != sizeof(DiskState)) return Errc::kCorruptStore;
+  const bool quotas = value.size() == sizeof(DiskState) + sizeof(std::uint64_t);
+  if (value.size() != sizeof(DiskState) && !quotas) return Errc::kCorruptStore;
   const auto disk = load_le<DiskState>(value.data());
   StateRecord record;
+  if (quotas) record.quotas = load_le<std::uint64_t>(value.data() + sizeof(DiskState));
   record.applied = LogIndex(disk.applied);
   std::memcpy(record.cluster.bytes.data(), disk.cluster, sizeof disk.cluster);
   record.next_inode = disk.next_inode;
@@ -254,7 +272,8 @@ std::string encode_inode(const InodeRecord& record) {
   disk.since = record.change.value();
   disk.type = static_cast<std::uint8_t>(record.type);
   disk.content = static_cast<std::uint8_t>(record.content);
-  disk.flags = record.linkable ? kLinkable : 0;
+  disk.flags =
+      static_cast<std::uint8_t>((record.linkable ? kLinkable : 0) | (record.quota ? kHasQuota : 0));
   disk.mode = record.mode;
   disk.nlink = record.nlink;
   disk.uid = record.uid;
@@ -277,8 +296,9 @@ std::string encode_inode(const InodeRecord& record) {
   disk.xattr_name_bytes = record.xattr_name_bytes;
   disk.xattr_bytes = record.xattr_bytes;
   std::string out;
-  out.reserve(sizeof disk + record.symlink_target.size());
+  out.reserve(sizeof disk + sizeof(std::uint64_t) + record.symlink_target.size());
   append_le(out, disk);
+  if (record.quota) append_le(out, record.quota.value());
   out += record.symlink_target;
   return out;
 }
@@ -314,8 +334,46 @@ Result<InodeRecord> decode_inode(std::string_view value) {
   record.patch_bytes = disk.patch_bytes;
   record.xattr_name_bytes = disk.xattr_name_bytes;
   record.xattr_bytes = disk.xattr_bytes;
-  record.symlink_target = value.substr(sizeof(DiskInode));
+  std::string_view rest = value.substr(sizeof(DiskInode));
+  if ((disk.flags & kHasQuota) != 0) {
+    if (rest.size() < sizeof(std::uint64_t)) return Errc::kCorruptStore;
+    record.quota = InodeId(load_le<std::uint64_t>(rest.data()));
+    rest.remove_prefix(sizeof(std::uint64_t));
+  }
+  record.symlink_target = rest;
   return record;
+}
+
+std::string encode_quota(const QuotaRecord& quota) {
+  std::string out = begin_value(66);
+  append_le(out, static_cast<std::uint8_t>(quota.phase));
+  append_le(out, quota.parent.value());
+  append_le(out, quota.bytes_max);
+  append_le(out, quota.inodes_max);
+  append_le(out, quota.bytes);
+  append_le(out, quota.inodes);
+  append_le(out, quota.next.value());
+  append_le(out, quota.end.value());
+  return out;
+}
+Result<QuotaRecord> decode_quota(std::string_view key, std::string_view value) {
+  Reader reader(value);
+  FM_CHECK(reader.begin());
+  QuotaRecord quota;
+  if (key.size() != 10) return Errc::kCorruptStore;
+  quota.kind = static_cast<QuotaKind>(key[1]);
+  quota.id = number_in(key, 2);
+  const auto phase = reader.take<std::uint8_t>();
+  quota.parent = InodeId(reader.take<std::uint64_t>());
+  quota.bytes_max = reader.take<std::uint64_t>();
+  quota.inodes_max = reader.take<std::uint64_t>();
+  quota.bytes = reader.take<std::uint64_t>();
+  quota.inodes = reader.take<std::uint64_t>();
+  quota.next = InodeId(reader.take<std::uint64_t>());
+  quota.end = InodeId(reader.take<std::uint64_t>());
+  if (!reader.done() || phase > 2) return Errc::kCorruptStore;
+  quota.phase = static_cast<QuotaPhase>(phase);
+  return quota;
 }
 
 std::string encode_dentry(const Dirent& entry) {

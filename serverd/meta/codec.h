@@ -23,6 +23,11 @@ std::string patch_key(InodeId inode, LogIndex index, std::uint32_t number);
 std::string history_key(Family family, std::string_view key, LogIndex index);
 std::string history_index_key(LogIndex index, Family family, std::string_view key);
 inline constexpr std::string_view kStateKey = "state";
+std::string quota_key(QuotaKind kind, std::uint64_t id);
+std::string quota_prefix(QuotaKind kind);
+/// A directory of a tree that is reached and not finished; those of one tree begin alike.
+std::string quota_walk_key(InodeId tree);
+std::string quota_walk_key(InodeId tree, InodeId directory);
 /// Below this sequence a session's requests are forgotten: kept in kRequests under sequence 0.
 inline constexpr Sequence kAnsweredBelow{0};
 
@@ -45,6 +50,8 @@ std::string encode_state(const StateRecord& record);
 Result<StateRecord> decode_state(std::string_view value);
 std::string encode_inode(const InodeRecord& record);
 Result<InodeRecord> decode_inode(std::string_view value);
+std::string encode_quota(const QuotaRecord& quota);
+Result<QuotaRecord> decode_quota(std::string_view key, std::string_view value);
 /// Without the name, which is in the key.
 std::string encode_dentry(const Dirent& entry);
 Result<Dirent> decode_dentry(std::string_view name, std::string_view value);

@@ -1,10 +1,13 @@
 #include "serverd/meta/namespace.h"
 
+#include <cerrno>
+
 #include "common/base/assert.h"
 #include "common/wire/command_codec.h"
 #include "serverd/meta/codec.h"
 #include "serverd/meta/digest.h"
 #include "serverd/meta/ops/ops.h"
+#include "serverd/meta/quota.h"
 
 namespace fermata::serverd {
 namespace {
@@ -59,8 +62,15 @@ Outcome apply_mutation(Txn& txn, const fermata::Command& command, const MutateCo
   txn.begin(index);  // what is above stays, whatever comes of the operation
   if (mutate.no_history) txn.keep_no_history();
   OpContext context{txn, command, mutate};
-  FM_TRY(const CommandResult result,
+  FM_TRY(CommandResult result,
          std::visit([&](const auto& op) { return apply_op(context, op); }, mutate.op));
+  if (result.error == 0) {
+    FM_TRY(const bool exceeds, exceeds_quota(txn));
+    if (exceeds) {
+      result = {};
+      result.error = to_wire(from_errno(EDQUOT));
+    }
+  }
   if (result.error != 0) txn.rollback();
   if (is_answer(result)) txn.put(Family::kRequests, std::move(key), encode_result(result));
   return result;
@@ -83,6 +93,8 @@ Outcome apply_command(Txn& txn, const fermata::Command& command, std::vector<Ses
     return apply_drop_chunks(txn, *body);
   if (const auto* body = std::get_if<FoldPatchesCommand>(&command.body))
     return apply_fold_patches(txn, *body);
+  if (const auto* body = std::get_if<CountQuotaCommand>(&command.body))
+    return apply_count_quota(txn, *body);
   return CommandResult{};  // DigestCommand: see apply_entries()
 }
 

@@ -19,6 +19,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -123,6 +124,22 @@ class Namespace final : public StateMachine {
   /// Of one kind, held on the file; empty if there is no such file.
   Result<LockList> locks(InodeId inode, LockSpace space) const;
 
+  // ---- quotas
+  /// All; trees first.
+  Result<std::vector<QuotaRecord>> quotas() const;
+  /// In force, that count the inode: trees from the nearest outwards, then its owner's.
+  Result<std::vector<QuotaRecord>> quotas_of(InodeId inode) const;
+  /// The next one to propose CountQuota for; none if all are exact.
+  Result<std::optional<QuotaRecord>> unfinished_quota() const;
+  /// What looking for directories' names has found, for the next one.
+  struct KnownNames {
+    std::map<InodeId, std::string> names;
+    std::set<InodeId> listed;
+    std::size_t entries_left = 50'000;  ///< that may still be looked at
+  };
+  /// A directory's, from the root; empty if it would take too long to find out.
+  Result<std::string> path_of(InodeId directory, KnownNames& known) const;
+
   // ---- sessions and requests
   Result<std::optional<Session>> session(SessionId session) const;
   Result<std::vector<Session>> sessions() const;
@@ -137,6 +154,7 @@ class Namespace final : public StateMachine {
     std::uint64_t chunks = 0;   ///< distinct, that records refer to
     std::uint64_t garbage = 0;  ///< chunks that nothing refers to and that are not dropped
     std::uint64_t conflicts = 0;
+    std::uint64_t quotas = 0;
     LogIndex history_start;  ///< reads as of lower indexes are refused
   };
   Counters counters() const;

@@ -218,6 +218,74 @@ Result<Namespace::Listing> Namespace::readdir_at(InodeId directory, LogIndex at,
   return listing;
 }
 
+Result<std::vector<QuotaRecord>> Namespace::quotas() const {
+  std::vector<QuotaRecord> quotas;
+  if (counters().quotas == 0) return quotas;
+  for (const QuotaKind kind : {QuotaKind::kTree, QuotaKind::kUser}) {
+    const std::string prefix = quota_prefix(kind);
+    const auto it = store_.iterate(Family::kCounters, prefix, prefix_end(prefix));
+    for (; it->valid(); it->next()) {
+      FM_TRY(auto quota, decode_quota(it->key(), it->value()));
+      quotas.push_back(std::move(quota));
+    }
+    FM_CHECK(it->status());
+  }
+  return quotas;
+}
+
+Result<std::vector<QuotaRecord>> Namespace::quotas_of(InodeId inode) const {
+  std::vector<QuotaRecord> quotas;
+  FM_TRY(const auto record, this->inode(inode));
+  const std::uint64_t trees_max = counters().quotas;
+  if (trees_max == 0) return quotas;
+  std::uint64_t trees = 0;
+  for (InodeId tree = record.quota; tree;) {
+    const std::string key = quota_key(QuotaKind::kTree, tree.value());
+    FM_TRY(const auto value, store_.get(Family::kCounters, key));
+    if (!value || ++trees > trees_max) break;  // overtaken by a change
+    FM_TRY(auto quota, decode_quota(key, *value));
+    tree = quota.parent;
+    if (quota.phase != QuotaPhase::kRemoving) quotas.push_back(std::move(quota));
+  }
+  const std::string key = quota_key(QuotaKind::kUser, record.uid);
+  FM_TRY(const auto value, store_.get(Family::kCounters, key));
+  if (value) {
+    FM_TRY(auto quota, decode_quota(key, *value));
+    quotas.push_back(std::move(quota));
+  }
+  return quotas;
+}
+
+Result<std::optional<QuotaRecord>> Namespace::unfinished_quota() const {
+  FM_TRY(const auto all, quotas());
+  for (const QuotaRecord& quota : all)
+    if (quota.phase != QuotaPhase::kExact) return std::optional(quota);
+  return std::optional<QuotaRecord>();
+}
+
+// An entry is found by its name or its cookie, and not by its inode: directories are read until it
+// comes.
+Result<std::string> Namespace::path_of(InodeId directory, KnownNames& known) const {
+  std::string path;
+  for (InodeId at = directory; at != kRootInode;) {
+    FM_TRY(const auto record, this->directory(at));
+    if (known.listed.insert(record.parent).second) {
+      const std::string prefix = key_of(record.parent);
+      const auto it = store_.iterate(Family::kCookies, prefix, prefix_end(prefix));
+      for (; it->valid() && known.entries_left != 0; it->next(), --known.entries_left) {
+        FM_TRY(auto entry, decode_cookie(Cookie(number_in(it->key(), 8)), it->value()));
+        if (entry.type == FileType::kDirectory) known.names[entry.inode] = std::move(entry.name);
+      }
+      FM_CHECK(it->status());
+    }
+    const auto name = known.names.find(at);
+    if (name == known.names.end()) return std::string();
+    path.insert(0, "/" + name->second);
+    at = record.parent;
+  }
+  return path.empty() ? "/" : path;
+}
+
 Result<std::optional<Session>> Namespace::session(SessionId session) const {
   FM_TRY(const auto value, store_.get(Family::kSessions, key_of(session)));
   if (!value) return std::optional<Session>();
@@ -257,6 +325,7 @@ Namespace::Counters Namespace::counters() const {
           .chunks = state.chunks,
           .garbage = state.garbage,
           .conflicts = state.conflicts,
+          .quotas = state.quotas,
           .history_start = state.history_start};
 }
 

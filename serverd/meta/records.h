@@ -17,7 +17,7 @@
 
 namespace fermata::serverd {
 
-/// The one record of Family::kCounters.
+/// Of Family::kCounters, under kStateKey; the quotas are beside it.
 struct StateRecord {
   LogIndex applied;
   ClusterId cluster;
@@ -27,6 +27,7 @@ struct StateRecord {
   std::uint64_t garbage = 0;
   std::uint64_t conflicts = 0;
   LogIndex history_start;
+  std::uint64_t quotas = 0;
   bool operator==(const StateRecord&) const = default;
 };
 
@@ -56,10 +57,32 @@ struct InodeRecord {
   std::uint32_t xattr_bytes = 0;       ///< names and values
   std::string symlink_target;
   bool linkable = false;  ///< made without a name, and may still get one
+  InodeId quota;          ///< the nearest directory with a quota that counts it (quota.h); none
   bool is_directory() const { return type == FileType::kDirectory; }
   bool operator==(const InodeRecord&) const = default;
 };
 Attr to_attr(InodeId inode, const InodeRecord& record);
+
+/// A quota, and what it counts.
+struct QuotaRecord {
+  QuotaKind kind = QuotaKind::kTree;
+  std::uint64_t id = 0;  ///< the directory's inode; the user
+  QuotaPhase phase = QuotaPhase::kExact;
+  InodeId parent;                ///< trees: the one around it, which counts what this one counts
+  std::uint64_t bytes_max = 0;   ///< 0: no limit
+  std::uint64_t inodes_max = 0;  ///< 0: no limit
+  std::uint64_t bytes = 0;       ///< as st_blocks says
+  std::uint64_t inodes = 0;
+  /// Of a walk over all inodes (users that are counted, trees that are removed): where it goes on,
+  /// and the first inode made since it began.
+  InodeId next, end;
+  bool operator==(const QuotaRecord&) const = default;
+};
+/// What a command has changed of a quota's counts.
+struct QuotaGrowth {
+  std::int64_t bytes = 0;
+  std::int64_t inodes = 0;
+};
 
 /// A directory entry.
 struct Dirent {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "serverd/meta/codec.h"
+#include "serverd/meta/quota.h"
 
 namespace fermata::serverd {
 
@@ -10,6 +11,7 @@ void Txn::begin(LogIndex index) {
   index_ = index;
   keeps_history_ = true;
   undo_.clear();
+  growth_.clear();
   state_before_ = state_;
   events_before_ = events_.size();
 }
@@ -23,6 +25,7 @@ void Txn::rollback() {
     }
   }
   undo_.clear();
+  growth_.clear();
   state_ = state_before_;
   events_.resize(events_before_);
 }
@@ -138,9 +141,17 @@ Result<std::optional<InodeRecord>> Txn::inode(InodeId inode) {
 }
 Status Txn::put_inode(InodeId inode, InodeRecord record) {
   record.change = index_;
+  if (state_.quotas != 0) {
+    FM_TRY(const auto before, this->inode(inode));
+    FM_CHECK(account(*this, inode, before, &record));
+  }
   return replace(Family::kInodes, key_of(inode), encode_inode(record));
 }
 Status Txn::erase_inode(InodeId inode) {
+  if (state_.quotas != 0) {
+    FM_TRY(const auto before, this->inode(inode));
+    FM_CHECK(account(*this, inode, before, nullptr));
+  }
   return replace(Family::kInodes, key_of(inode), std::nullopt);
 }
 

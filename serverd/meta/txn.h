@@ -58,6 +58,15 @@ class Txn {
                    std::string_view bytes);
   Result<std::optional<Session>> session(SessionId session);
 
+  // ---- quotas (quota.h)
+  void note_growth(const std::string& key, const QuotaGrowth& by) {
+    QuotaGrowth& growth = growth_[key];
+    growth.bytes += by.bytes;
+    growth.inodes += by.inodes;
+  }
+  /// By this command, of what quotas count; keys as theirs.
+  const std::map<std::string, QuotaGrowth>& growth() const { return growth_; }
+
   // ---- chunk references: as many as records name the chunk
   Status reference(const ChunkId& id);
   /// The last one makes it garbage.
@@ -109,6 +118,7 @@ class Txn {
   bool keeps_history_ = true;
   std::array<Overlay, kFamilyCount> overlays_;
   std::vector<Undo> undo_;
+  std::map<std::string, QuotaGrowth> growth_;
   std::vector<ChunkEvent> events_;
   std::size_t events_before_ = 0;
 };

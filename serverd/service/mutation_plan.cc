@@ -126,6 +126,7 @@ struct Planner {
   }
   Status operator()(const ReleaseOrphansOp&) { return {}; }
   Status operator()(const NoteReadsOp&) { return {}; }
+  Status operator()(const SetQuotaOp&) { return {}; }
   Status operator()(const LockOp& op) {
     FM_TRY(const Attr attr, state.attr(op.inode));
     // As the command would, but without a round through the log.
@@ -204,6 +205,7 @@ struct Replier {
   }
   void operator()(const ReleaseOrphansOp&) {}
   void operator()(const NoteReadsOp&) {}
+  void operator()(const SetQuotaOp&) {}
   void operator()(const LockOp& op) { reply.leased = fill(op.inode, reply.attr); }
 };
 

@@ -18,6 +18,7 @@
 #include "serverd/service/node_context.h"
 #include "serverd/service/patch_folder.h"
 #include "serverd/service/peers.h"
+#include "serverd/service/quota_service.h"
 #include "serverd/service/raft_service.h"
 #include "serverd/service/read_service.h"
 #include "serverd/service/session_service.h"
@@ -118,6 +119,7 @@ struct Node::Impl final : NamespaceListener {
   ChunkDurability durability{node};
   HistoryKeeper history{node};
   PatchFolder folder{node};
+  QuotaService quotas{node};
   SessionService sessions{node};
   ReadService reads{node};
   LockService locks{node};
@@ -289,6 +291,7 @@ Task<void> Node::Impl::open() {
   node.tasks.spawn("fetch chunks", fetcher.run());
   node.tasks.spawn("keep history", history.run());
   node.tasks.spawn("fold patches", folder.run());
+  node.tasks.spawn("count quotas", quotas.run());
   co_return Status();
 }
 
@@ -407,6 +410,8 @@ asio::awaitable<Response> Node::Impl::dispatch(std::shared_ptr<Connection> from,
       co_return co_await locks.find(std::move(request));
     case Method::kWaitLock:
       co_return co_await locks.wait(std::move(request));
+    case Method::kQuotas:
+      co_return co_await quotas.list(std::move(request));
     case Method::kMutate:
       co_return co_await mutations.mutate(std::move(request));
     case Method::kQueryChunks:

@@ -7,6 +7,7 @@
 #include "common/wire/frame.h"
 #include "common/wire/message_codec.h"
 #include "serverd/meta/records.h"
+#include "serverd/service/quota_service.h"
 #include "serverd/service/space_guard.h"
 
 namespace fermata::serverd {
@@ -245,7 +246,11 @@ asio::awaitable<Response> ReadService::statfs(Request request) {
   const DiskSpace space = node_.space->cluster();
   reply.total_bytes = space.total_bytes;
   reply.free_bytes = space.free_bytes;
-  reply.inodes = node_.ns->counters().inodes;
+  const auto counters = node_.ns->counters();
+  reply.inodes = counters.inodes;
+  reply.quotas = counters.quotas != 0;
+  if (auto kept = keep_within_quotas(*node_.ns, message->inode, reply); !kept)
+    co_return failed(kept.error());
   co_return answer(reply);
 }
 

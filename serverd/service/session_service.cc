@@ -119,6 +119,7 @@ asio::awaitable<Response> SessionService::renew(Request request) {
   reply.lease_ms = lease_ms(node_, message->session);
   reply.term = node_.term;
   reply.members = node_.log->status().membership.members;
+  reply.quotas = node_.ns->counters().quotas != 0;
   Response response;
   response.body = encode(reply);
   co_return response;

@@ -2,6 +2,7 @@
 #include "common/base/limits.h"
 #include "serverd/meta/codec.h"
 #include "serverd/meta/ops/ops.h"
+#include "serverd/meta/quota.h"
 
 namespace fermata::serverd {
 namespace {
@@ -73,6 +74,7 @@ Outcome apply_op(OpContext& context, const CreateOp& op) {
 
   const InodeId inode = next_inode(context);
   InodeRecord record = new_inode(context, op, parent);
+  FM_TRY(record.quota, tree_in_force(txn, parent.quota));
   FM_TRY(const bool fits, inherit_acl(txn, op.parent, inode, record, op.umask));
   if (!fits) return refuse(std::errc::no_space_on_device);
   FM_CHECK(txn.put_inode(inode, std::move(record)));
@@ -110,6 +112,7 @@ Outcome apply_op(OpContext& context, const CreateUnnamedOp& op) {
   like.gid = op.gid;
   const InodeId inode = next_inode(context);
   InodeRecord record = new_inode(context, like, directory.record);
+  FM_TRY(record.quota, tree_in_force(txn, directory.record.quota));
   record.nlink = 0;
   record.linkable = op.linkable;
   FM_TRY(const bool fits, inherit_acl(txn, op.parent, inode, record, op.umask));

@@ -2,6 +2,7 @@
 #include "common/base/limits.h"
 #include "serverd/meta/codec.h"
 #include "serverd/meta/ops/ops.h"
+#include "serverd/meta/quota.h"
 
 namespace fermata::serverd {
 namespace {
@@ -30,13 +31,16 @@ Outcome apply_op(OpContext& context, const LinkOp& op) {
   FM_TRY(denied, check_access(context, op.parent, directory.record, kMayWrite | kMayExecute));
   if (denied) return refuse(denied);
   if (record->is_directory()) return refuse(std::errc::operation_not_permitted);
-  if (record->nlink == 0) {
+  const bool first_name = record->nlink == 0;
+  if (first_name) {
     FM_TRY(const bool first, may_be_named(context, op.inode, *record));
     if (!first) return refuse(std::errc::no_such_file_or_directory);
     txn.erase(Family::kOrphans, key_of(op.inode, context.command.session));
     record->linkable = false;
   }
   if (record->nlink >= kLinkCountMax) return refuse(std::errc::too_many_links);
+  FM_TRY(const bool joins, link_into_tree(txn, *record, op.parent, directory.record, first_name));
+  if (!joins) return refuse(std::errc::cross_device_link);
 
   ++record->nlink;
   record->ctime = context.now();

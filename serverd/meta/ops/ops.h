@@ -37,6 +37,7 @@ Outcome apply_op(OpContext& context, const CommitOp& op);
 Outcome apply_op(OpContext& context, const ReleaseOrphansOp& op);
 Outcome apply_op(OpContext& context, const NoteReadsOp& op);
 Outcome apply_op(OpContext& context, const LockOp& op);
+Outcome apply_op(OpContext& context, const SetQuotaOp& op);
 
 Outcome apply_bootstrap(Txn& txn, const fermata::Command& command, const BootstrapCommand& body);
 Outcome apply_open_session(Txn& txn, const fermata::Command& command,
@@ -46,6 +47,7 @@ Outcome apply_end_sessions(Txn& txn, const EndSessionsCommand& body, std::vector
 Outcome apply_prune_history(Txn& txn, const PruneHistoryCommand& body);
 Outcome apply_drop_chunks(Txn& txn, const DropChunksCommand& body);
 Outcome apply_fold_patches(Txn& txn, const FoldPatchesCommand& body);
+Outcome apply_count_quota(Txn& txn, const CountQuotaCommand& body);
 
 // ---- shared by operations
 

@@ -3,6 +3,7 @@
 
 #include "serverd/meta/codec.h"
 #include "serverd/meta/ops/ops.h"
+#include "serverd/meta/quota.h"
 
 namespace fermata::serverd {
 
@@ -14,6 +15,7 @@ Status reap(Txn& txn, InodeId inode) {
   }
   for (const LockSpace space : {LockSpace::kPosix, LockSpace::kFlock})
     txn.erase(Family::kLocks, key_of(inode, space));
+  FM_CHECK(forget_in_quotas(txn, inode));
   --txn.state().inodes;
   return txn.erase_inode(inode);
 }

@@ -1,5 +1,6 @@
 // renameat2(2) with RENAME_NOREPLACE, RENAME_EXCHANGE and RENAME_WHITEOUT.
 #include "serverd/meta/ops/ops.h"
+#include "serverd/meta/quota.h"
 
 namespace fermata::serverd {
 namespace {
@@ -74,6 +75,13 @@ Outcome exchange(OpContext& context, Parents& parents, Dirent source, Dirent tar
   }
   if (parents.to().nlink > kDirectoryLinksMax || parents.from().nlink > kDirectoryLinksMax)
     return refuse(std::errc::too_many_links);
+  std::size_t budget = kMovedInodesMax;
+  FM_TRY(bool joins, move_into_tree(txn, source.inode, moved, parents.old_id, parents.new_id,
+                                    parents.to(), budget));
+  if (!joins) return refuse(std::errc::cross_device_link);
+  FM_TRY(joins, move_into_tree(txn, target.inode, back, parents.new_id, parents.old_id,
+                               parents.from(), budget));
+  if (!joins) return refuse(std::errc::cross_device_link);
   CommandResult result;
   result.inode = source.inode;
   result.removed = target.inode;  // changed too: its holder must hear of it
@@ -95,6 +103,7 @@ Status put_whiteout(OpContext& context, Parents& parents, Dirent entry) {
   record.uid = context.command.cred.uid;
   record.gid = group_in(parents.from(), context.command.cred.gid);
   record.atime = record.mtime = record.ctime = record.btime = context.now();
+  FM_TRY(record.quota, tree_in_force(context.txn, parents.from().quota));
   entry.inode = next_inode(context);
   entry.type = record.type;
   FM_CHECK(context.txn.put_inode(entry.inode, std::move(record)));
@@ -123,6 +132,10 @@ Outcome move(OpContext& context, const RenameOp& op, Parents& parents, const Dir
   result.inode = source.inode;
   FM_TRY(InodeRecord moved, known_inode(txn, source.inode));
   moved.ctime = context.now();
+  std::size_t budget = kMovedInodesMax;
+  FM_TRY(const bool joins, move_into_tree(txn, source.inode, moved, parents.old_id, parents.new_id,
+                                          parents.to(), budget));
+  if (!joins) return refuse(std::errc::cross_device_link);
   if (directory) {
     moved.parent = parents.new_id;
     --parents.from().nlink;

@@ -251,6 +251,7 @@ class ClusterSim {
     counts.fenced = truth.fenced;
     counts.unknown = truth.unknown;
     counts.folded = truth.folded;
+    counts.quota_records = truth.quota_records;
     counts.orphans = truth.orphaned;
     counts.digests = truth.digests;
     counts.checks = truth.checks;
@@ -273,7 +274,7 @@ struct CountName {
   std::uint64_t ClusterSimCounts::*value;
 };
 using C = ClusterSimCounts;
-constexpr std::array<CountName, 44> kCounts{{
+constexpr std::array<CountName, 45> kCounts{{
     {"runs", &C::runs},
     {"steps", &C::steps},
     {"virtual_ms", &C::virtual_ms},
@@ -302,6 +303,7 @@ constexpr std::array<CountName, 44> kCounts{{
     {"replaced_newer", &C::replaced_newer},
     {"fenced", &C::fenced},
     {"folded", &C::folded},
+    {"quota_records", &C::quota_records},
     {"read_barriers", &C::read_barriers},
     {"chunks_found_corrupt", &C::chunks_found_corrupt},
     {"chunks_fetched", &C::chunks_fetched},

@@ -69,6 +69,7 @@ struct ClusterSimCounts {
   std::uint64_t stale_bases = 0;     ///< commits refused for a stale base
   std::uint64_t replaced_newer = 0;  ///< commits put over a newer version, as conflicts
   std::uint64_t folded = 0;          ///< chunks put in the place of patches
+  std::uint64_t quota_records = 0;   ///< looked at after a quota was set or removed
   std::uint64_t fenced = 0;          ///< mutations of ended sessions refused by the state
   std::uint64_t read_barriers = 0;
   std::uint64_t chunks_found_corrupt = 0;

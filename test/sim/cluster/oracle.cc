@@ -39,8 +39,10 @@ bool same(const Content& a, const Content& b) {
 }
 
 const char* name_of(const Mutation& op) {
-  constexpr const char* kNames[] = {"create",  "link",     "unlink",      "rmdir",  "rename",
-                                    "setattr", "setxattr", "removexattr", "commit", "release"};
+  constexpr const char* kNames[] = {"create",  "link",      "unlink",        "rmdir",   "rename",
+                                    "setattr", "setxattr",  "removexattr",   "commit",  "release",
+                                    "lock",    "noteReads", "createUnnamed", "setQuota"};
+  static_assert(std::size(kNames) == std::variant_size_v<Mutation>);
   return kNames[op.index()];
 }
 
@@ -226,6 +228,8 @@ void Oracle::apply(const serverd::StateMachine::Command& raw) {
   } else if (const auto* end = std::get_if<EndSessionsCommand>(&command->body)) {
     for (const SessionId session : end->sessions) live_.erase(session);
     for (const InodeId inode : std::set<InodeId>(unlinked_)) refresh(raw.index, inode);
+  } else if (std::holds_alternative<CountQuotaCommand>(command->body)) {
+    counts_.quota_records += result.count;
   } else if (fold != nullptr && result.count != 0) {
     counts_.folded += result.count;
     auto content = truth_->content(fold->inode, 0, 100'000);

@@ -106,6 +106,7 @@ class Oracle {
     std::uint64_t stale_bases = 0;     ///< commits
     std::uint64_t replaced_newer = 0;  ///< commits over a version that their writer had not seen
     std::uint64_t folded = 0;          ///< chunks that took the place of patches
+    std::uint64_t quota_records = 0;   ///< looked at to count what was there, or to let it go
     std::uint64_t orphaned = 0;        ///< inodes that lost their last name and were kept
     std::uint64_t digests = 0;         ///< compared
     std::uint64_t checks = 0;

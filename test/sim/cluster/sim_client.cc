@@ -182,6 +182,7 @@ Task<void> SimClient::close_one(std::size_t process) {
 Task<void> SimClient::change_tree() {
   const std::uint64_t dice = random_.below(20);
   if (dice == 0) {
+    if (random_.chance(1, 3)) co_return co_await change_quota();
     std::string sub = "d" + std::to_string(random_.below(kDirectories));
     if (random_.chance(1, 3)) co_return co_await mount_->rmdir(kRootInode, sub);
     FM_CO_TRY(const Attr made,
@@ -217,6 +218,17 @@ Task<void> SimClient::change_tree() {
   const std::string xattr = "user.x" + std::to_string(random_.below(3));
   if (dice < 19) co_return co_await mount_->setxattr(inode, xattr);
   co_return co_await mount_->removexattr(inode, xattr);
+}
+
+/// Of a directory, tight enough to be met now and then.
+Task<void> SimClient::change_quota() {
+  SetQuotaOp op;
+  FM_CO_TRY(const InodeId tree, co_await directory());
+  op.id = tree.value();
+  op.remove = random_.chance(1, 2);
+  if (random_.chance(1, 2)) op.bytes_max = (1 + random_.below(8)) << 20;
+  if (random_.chance(1, 2)) op.inodes_max = 3 + random_.below(20);
+  co_return co_await mount_->set_quota(std::move(op));
 }
 
 Task<void> SimClient::look_around() {

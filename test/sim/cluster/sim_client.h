@@ -50,6 +50,7 @@ class SimClient {
   Task<void> read_file(std::size_t process);
   Task<void> close_one(std::size_t process);
   Task<void> change_tree();
+  Task<void> change_quota();
   Task<void> look_around();
   Task<void> visit();
 

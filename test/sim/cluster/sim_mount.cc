@@ -500,6 +500,12 @@ Task<void> SimMount::chmod(InodeId inode, std::uint32_t mode) {
   co_return Status();
 }
 
+Task<void> SimMount::set_quota(SetQuotaOp op) {
+  Mutation mutation = std::move(op);
+  FM_CO_TRY(const auto reply, co_await mutate(std::move(mutation)));
+  co_return Status();
+}
+
 Task<void> SimMount::setxattr(InodeId inode, std::string name) {
   SetXattrOp op;
   op.inode = inode;

@@ -48,6 +48,7 @@ class SimMount final : public mountd::SessionKeeper::Events {
   Task<void> rmdir(InodeId parent, std::string name);
   Task<void> rename(RenameOp op);
   Task<void> chmod(InodeId inode, std::uint32_t mode);
+  Task<void> set_quota(SetQuotaOp op);
   Task<void> setxattr(InodeId inode, std::string name);
   Task<void> removexattr(InodeId inode, std::string name);
 

@@ -60,7 +60,9 @@ std::vector<Mutation> sample_mutations() {
           commit,
           ReleaseOrphansOp{{InodeId(1), InodeId(5)}},
           NoteReadsOp{{{InodeId(1), {-5, 7}}, {InodeId(2), {9, 0}}}},
-          CreateUnnamedOp{InodeId(1), 0640, 1, 2, 027, true}};
+          CreateUnnamedOp{InodeId(1), 0640, 1, 2, 027, true},
+          SetQuotaOp{QuotaKind::kTree, 7, false, 1 << 20, {}},
+          SetQuotaOp{QuotaKind::kUser, 1000, true, {}, 5}};
 }
 
 TEST_CASE("codec: every mutation survives request and command", "[wire]") {
@@ -109,6 +111,10 @@ TEST_CASE("codec: commands of the primary survive", "[wire]") {
   round_trip();
   command.body = DropChunksCommand{{chunk_id_of(as_bytes("x"))}};
   round_trip();
+  const CountQuotaCommand count{QuotaKind::kUser, 1000, 256};
+  command.body = count;
+  round_trip();
+  CHECK(std::get<CountQuotaCommand>(decode_command(as_bytes(encode(command)))->body) == count);
   const ChunkId from = chunk_id_of(as_bytes("x")), to = chunk_id_of(as_bytes("y"));
   const FoldPatchesCommand fold{
       InodeId(5),
@@ -151,6 +157,20 @@ TEST_CASE("codec: answers survive", "[wire]") {
   CHECK(decode<CallbackRequest>(encode(callback))->items == callback.items);
   GetXattrsReply xattrs{Stamp(1), true, {{"user.a", "1"}, {"user.b", ""}}};
   CHECK(decode<GetXattrsReply>(encode(xattrs))->xattrs == xattrs.xattrs);
+  const auto space = decode<StatFsReply>(encode(StatFsReply{9, 8, 7, true, 6, 5}));
+  REQUIRE(space);
+  CHECK(space->quotas);
+  CHECK(space->inodes_max == 6);
+  CHECK(space->room_bytes == 5);
+  const auto renewal = decode<RenewSessionReply>(encode(RenewSessionReply{5, Term(2), {}, true}));
+  REQUIRE(renewal);
+  CHECK(renewal->quotas);
+  const QuotaList quotas{
+      {{QuotaKind::kTree, 7, InodeId(3), 1, 2, 3, 4, QuotaPhase::kCounting, "/a"},
+       {QuotaKind::kUser, 1000, {}, 5, 6, 7, 8, QuotaPhase::kExact, ""}}};
+  const auto listed = decode<QuotaList>(encode(quotas));
+  REQUIRE(listed);
+  CHECK(listed->quotas == quotas.quotas);
   NodeStatus status;
   status.role = "primary";
   status.counters["x"] = 4;
