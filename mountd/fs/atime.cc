@@ -17,40 +17,38 @@ bool FileSystem::wants_read(InodeId inode) {
   return table_.wants_read(inode, wall_time(), options_.atime);
 }
 
-std::optional<Timestamp> FileSystem::note_read(InodeId inode) {
+void FileSystem::note_read(InodeId inode) {
   constexpr std::size_t kPendingMax = 100'000;
-  if (options_.atime == AtimeRule::kNever || options_.read_only) return std::nullopt;
-  const auto noted = table_.note_read(inode, wall_time(), options_.atime);
-  if (!noted) return std::nullopt;
+  if (options_.atime == AtimeRule::kNever || options_.read_only) return;
+  if (!table_.note_read(inode, wall_time(), options_.atime)) return;
   {
     MutexLock lock(reads_mutex_);
-    if (reads_.size() >= kPendingMax) return noted;
+    if (reads_.size() >= kPendingMax) return;
     reads_.insert(inode);
-    if (std::exchange(reads_running_, true)) return noted;
+    if (std::exchange(reads_running_, true)) return;
   }
   LoopContext& loop = loops_.front();
   background_on(loop.index, "note reads", [this, &loop] { return send_reads_later(loop); });
-  return noted;
 }
 
-std::optional<Timestamp> FileSystem::note_backing_read(FileState& file) {
+void FileSystem::note_backing_read(FileState& file) {
   CachePin copy;
   {
     MutexLock lock(file.mutex);
-    if (file.mode != IoMode::kPassthrough) return std::nullopt;
+    if (file.mode != IoMode::kPassthrough) return;
     copy = file.copy;
   }
-  if (!copy) return std::nullopt;
+  if (!copy) return;
   const auto backing = copy->stat();
-  if (!backing) return std::nullopt;
+  if (!backing) return;
   {
     MutexLock lock(file.mutex);
-    if (!(file.copy == copy) || file.atime_base_ns == backing->atime_ns) return std::nullopt;
+    if (!(file.copy == copy) || file.atime_base_ns == backing->atime_ns) return;
+    // Under the lock: who finds the base moved finds the read noted too.
+    note_read(file.inode);
     file.atime_base_ns = backing->atime_ns;
   }
-  const auto noted = note_read(file.inode);
   if (options_.atime == AtimeRule::kAlways) expect_reads(file);
-  return noted;
 }
 
 void FileSystem::expect_reads(FileState& file) {

@@ -181,9 +181,10 @@ struct stat FileSystem::stat_of(const View& view) {
   }
   if (!view.file) return out;
   FileState& file = *view.file;
-  if (file.holds.load() != 0) {
-    if (const auto read = note_backing_read(file)) out.st_atim = to_timespec(*read);
-  }
+  if (file.holds.load() != 0) note_backing_read(file);
+  // Noted here, or after `view` was taken: a close does not wait for its release, which notes it.
+  if (const auto read = table_.noted_read(view.inode); read && *read > view.attr.atime)
+    out.st_atim = to_timespec(*read);
   if (!may_differ(file)) return out;
   MutexLock lock(file.mutex);
   if (file.kill_privileges) {

@@ -387,10 +387,10 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   // atime.cc
   Timestamp wall_time() const;
   bool wants_read(InodeId inode);
-  /// Takes a read for an access time if the rule wants that: the new one.
-  std::optional<Timestamp> note_read(InodeId inode);
+  /// Takes a read for an access time if the rule wants that.
+  void note_read(InodeId inode);
   /// note_read() if the kernel has read the backing file since the last time.
-  std::optional<Timestamp> note_backing_read(FileState& file);
+  void note_backing_read(FileState& file);
   /// Before an open that reads past the daemon, of a file whose next read is to be noted.
   void expect_reads(FileState& file);
   awaitable<void> send_reads_later(LoopContext& at);

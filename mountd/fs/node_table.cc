@@ -497,15 +497,21 @@ bool NodeTable::wants_read(InodeId id, Timestamp now, AtimeRule rule) {
   return of != nullptr && wants_read(*of, now, rule);
 }
 
-std::optional<Timestamp> NodeTable::note_read(InodeId id, Timestamp now, AtimeRule rule) {
+bool NodeTable::note_read(InodeId id, Timestamp now, AtimeRule rule) {
   MutexLock lock(mutex_);
   Inode* of = peek_inode(id);
-  if (of == nullptr || !wants_read(*of, now, rule)) return std::nullopt;
+  if (of == nullptr || !wants_read(*of, now, rule)) return false;
   // What it read was there after the last change, whatever this machine's clock says.
   Timestamp after = of->attr.ctime;
   after.nanoseconds < 999'999'999 ? ++after.nanoseconds : ++after.seconds;
   of->noted_read = std::max(now, after);
-  return of->noted_read;
+  return true;
+}
+
+std::optional<Timestamp> NodeTable::noted_read(InodeId id) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  return of == nullptr ? std::nullopt : of->noted_read;
 }
 
 void NodeTable::clear_read(InodeId id) {

@@ -144,8 +144,10 @@ class NodeTable {
                     Stamp stamp, bool leased);
 
   // --- access times ------------------------------------------------------------------------------
-  /// The inode was read. If the rule wants that noted: the access time that is shown from here on.
-  std::optional<Timestamp> note_read(InodeId inode, Timestamp now, AtimeRule rule);
+  /// The inode was read. False if the rule does not want that noted.
+  bool note_read(InodeId inode, Timestamp now, AtimeRule rule);
+  /// What the last noted read made of the access time, until the cluster's own says it.
+  std::optional<Timestamp> noted_read(InodeId inode);
   /// Whether note_read() would note it.
   bool wants_read(InodeId inode, Timestamp now, AtimeRule rule);
   /// The atime was set: what was noted before counts no more.

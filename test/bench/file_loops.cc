@@ -78,8 +78,9 @@ int main(int argc, char** argv) {
   });
   const double unlink = microseconds_each(
       paths, 1, [](const std::string& path) { check(::unlink(path.c_str()) == 0, "unlink"); });
-  std::printf("{\"open_read_close\": %.2f, \"create_write_close\": %.2f, \"unlink\": %.2f, "
-              "\"stat\": %.3f, \"absent\": %.2f}\n",
-              open, create, unlink, stat, absent);
+  std::printf(
+      "{\"open_read_close\": %.2f, \"create_write_close\": %.2f, \"unlink\": %.2f, "
+      "\"stat\": %.3f, \"absent\": %.2f}\n",
+      open, create, unlink, stat, absent);
   return 0;
 }

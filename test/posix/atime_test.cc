@@ -44,6 +44,16 @@ TEST_CASE("atime: the first read after a change is noted") {
   CHECK(times_of("f").mtime == 2000 * kSecond);
 }
 
+TEST_CASE("atime: a stat right after the reader's close shows the read") {
+  if (rule() == Rule::kNone) SKIP("mounted with noatime");
+  make_file("f", "abc");
+  for (int round = 0; round < 300; ++round) {
+    age("f", 1000, 2000);
+    read_file("f");
+    REQUIRE(times_of("f").atime > 2000 * kSecond);
+  }
+}
+
 TEST_CASE("atime: it is seen through the descriptor that has read") {
   if (rule() == Rule::kNone) SKIP("mounted with noatime");
   make_file("f", "abc");
