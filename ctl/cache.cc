@@ -5,7 +5,7 @@
 #include <map>
 
 #include "ctl/commands.h"
-#include "ctl/mounting.h"
+#include "ctl/daemon_reply.h"
 #include "ctl/table.h"
 
 namespace fermata::ctl {
@@ -13,48 +13,6 @@ namespace {
 
 namespace json = boost::json;
 using namespace std::chrono_literals;
-
-/// The daemon's answer; a message and nothing if there is none.
-std::optional<json::object> ask(const std::string& mount_point, const std::string& verb,
-                                std::chrono::milliseconds timeout = 10s) {
-  const auto answer =
-      ask_mount(mount_point, json::serialize(json::object{{"verb", verb}}), timeout);
-  if (!answer) {
-    complain(mount_point + ": " +
-             (answer.error() == std::errc::no_such_process
-                  ? std::string("no mount daemon of Fermata serves it")
-                  : "its daemon does not answer: " + answer.error().message()));
-    return {};
-  }
-  std::error_code error;
-  json::value reply = json::parse(*answer, error);
-  if (error || !reply.is_object()) {
-    complain("the daemon of " + mount_point + " answered nonsense");
-    return {};
-  }
-  if (const json::value* failed = reply.as_object().if_contains("error");
-      failed != nullptr && failed->is_string()) {
-    complain(mount_point + ": " + std::string(failed->as_string()));
-    return {};
-  }
-  return reply.as_object();
-}
-
-std::string text_of(const json::object& object, const char* key) {
-  const json::value* value = object.if_contains(key);
-  if (value == nullptr || value->is_null()) return "-";
-  if (value->is_string()) return std::string(value->as_string());
-  if (value->is_bool()) return value->as_bool() ? "yes" : "no";
-  return json::serialize(*value);
-}
-
-std::uint64_t number_of(const json::object& object, const char* key) {
-  const json::value* value = object.if_contains(key);
-  if (value == nullptr || !value->is_number()) return 0;
-  std::error_code error;
-  const auto number = value->to_number<std::uint64_t>(error);
-  return error ? 0 : number;
-}
 
 std::string date_of(std::uint64_t wall_ns) {
   if (wall_ns == 0) return "-";
@@ -67,33 +25,28 @@ std::string date_of(std::uint64_t wall_ns) {
 }
 
 int list(const std::string& mount_point, bool as_json) {
-  const auto reply = ask(mount_point, "cache-ls");
-  if (!reply) return kExitUnavailable;
+  const auto [reply, exit_code] = ask_daemon(mount_point, {{"verb", "cache-ls"}}, 10s);
+  if (!reply) return exit_code;
   if (as_json) {
     std::printf("%s\n", json::serialize(*reply).c_str());
     return kExitOk;
   }
   Table table({"FILE", "INODE", "SIZE", "VERSION", "LAST USE", "STATE"});
-  const json::value* files = reply->if_contains("files");
-  if (files != nullptr && files->is_array()) {
-    for (const json::value& value : files->as_array()) {
-      if (!value.is_object()) continue;
-      const json::object& file = value.as_object();
-      std::string state;
-      for (const char* flag : {"open", "dirty", "conflict"})
-        if (text_of(file, flag) == "yes") state += (state.empty() ? "" : ",") + std::string(flag);
-      table.add({text_of(file, "path"), text_of(file, "inode"),
-                 human_bytes(number_of(file, "size_bytes")), text_of(file, "version"),
-                 date_of(number_of(file, "last_use_ns")), state.empty() ? "clean" : state});
-    }
+  for (const json::object& file : objects_of(*reply, "files")) {
+    std::string state;
+    for (const char* flag : {"open", "dirty", "conflict"})
+      if (text_of(file, flag) == "yes") state += (state.empty() ? "" : ",") + std::string(flag);
+    table.add({text_of(file, "path"), text_of(file, "inode"),
+               human_bytes(number_of(file, "size_bytes")), text_of(file, "version"),
+               date_of(number_of(file, "last_use_ns")), state.empty() ? "clean" : state});
   }
   std::printf("%s", table.text().c_str());
   return kExitOk;
 }
 
 int stat(const std::string& mount_point, bool as_json) {
-  const auto reply = ask(mount_point, "cache-stat");
-  if (!reply) return kExitUnavailable;
+  const auto [reply, exit_code] = ask_daemon(mount_point, {{"verb", "cache-stat"}}, 10s);
+  if (!reply) return exit_code;
   if (as_json) {
     std::printf("%s\n", json::serialize(*reply).c_str());
     return kExitOk;
@@ -129,8 +82,8 @@ int stat(const std::string& mount_point, bool as_json) {
 }
 
 int flush(const std::string& mount_point, bool as_json) {
-  const auto reply = ask(mount_point, "cache-flush", 10min);
-  if (!reply) return kExitError;
+  const auto [reply, exit_code] = ask_daemon(mount_point, {{"verb", "cache-flush"}}, 10min);
+  if (!reply) return exit_code;
   if (as_json)
     std::printf("%s\n", json::serialize(*reply).c_str());
   else

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "ctl/commands.h"
+#include "ctl/daemon_reply.h"
 #include "ctl/mounting.h"
 #include "ctl/table.h"
 
@@ -34,6 +35,9 @@ std::optional<Place> find_place(const std::string& path) {
     return {};
   }
   for (fs::path at = place.path;; at = at.parent_path()) {
+    struct stat above {};
+    // Another filesystem may be mounted on a directory of the mount.
+    if (::stat(at.c_str(), &above) != 0 || above.st_dev != place.status.st_dev) break;
     if (cache_dir_of(at.string())) {
       place.mount_point = at.string();
       return place;
@@ -44,29 +48,7 @@ std::optional<Place> find_place(const std::string& path) {
   return {};
 }
 
-/// The daemon's answer; a message, and the exit code in `code`, if there is none.
-std::optional<json::object> ask(const Place& place, const json::object& request, int& code) {
-  code = kExitUnavailable;
-  const auto answer = ask_mount(place.mount_point, json::serialize(request), 35s);
-  if (!answer) {
-    complain(place.mount_point + ": its daemon does not answer: " + answer.error().message());
-    return {};
-  }
-  std::error_code error;
-  json::value reply = json::parse(*answer, error);
-  if (error || !reply.is_object()) {
-    complain("the daemon of " + place.mount_point + " answered nonsense");
-    return {};
-  }
-  if (const json::value* failed = reply.as_object().if_contains("error");
-      failed != nullptr && failed->is_string()) {
-    complain(place.path + ": " + std::string(failed->as_string()));
-    code = kExitError;
-    return {};
-  }
-  code = kExitOk;
-  return reply.as_object();
-}
+constexpr auto kPatience = 35s;
 
 struct Flags {
   std::string path;
@@ -89,9 +71,7 @@ int change(const Flags& flags, const char* verb) {
   }
   if (flags.bytes) request["bytes"] = *flags.bytes;
   if (flags.inodes) request["inodes"] = *flags.inodes;
-  int code = kExitOk;
-  (void)ask(*place, request, code);
-  return code;
+  return ask_daemon(place->mount_point, request, kPatience, place->path).exit_code;
 }
 
 int set(const Flags& flags) {
@@ -101,44 +81,28 @@ int set(const Flags& flags) {
 }
 int remove(const Flags& flags) { return change(flags, "quota-rm"); }
 
-std::uint64_t number_of(const json::object& object, const char* key) {
-  const json::value* value = object.if_contains(key);
-  std::error_code error;
-  return value != nullptr && value->is_number() ? value->to_number<std::uint64_t>(error) : 0;
-}
-std::string text_of(const json::object& object, const char* key) {
-  const json::value* value = object.if_contains(key);
-  return value != nullptr && value->is_string() ? std::string(value->as_string()) : std::string();
-}
-
 std::string name_of(const json::object& quota, const Place& place) {
   if (text_of(quota, "kind") == "user") return "user " + std::to_string(number_of(quota, "user"));
   const std::string path = text_of(quota, "path");
-  if (path.empty()) return "inode " + std::to_string(number_of(quota, "inode"));
+  if (!path.starts_with('/')) return "inode " + std::to_string(number_of(quota, "inode"));
   return path == "/" ? place.mount_point : place.mount_point + path;
 }
 
 int show(const Flags& flags, const Place& place, const json::object& request) {
-  int code = kExitOk;
-  const auto reply = ask(place, request, code);
-  if (!reply) return code;
+  const auto [reply, exit_code] = ask_daemon(place.mount_point, request, kPatience, place.path);
+  if (!reply) return exit_code;
   if (flags.as_json) {
     std::printf("%s\n", json::serialize(*reply).c_str());
     return kExitOk;
   }
   Table table({"QUOTA", "BYTES", "LIMIT", "INODES", "LIMIT", "STATE"});
-  const json::value* quotas = reply->if_contains("quotas");
-  if (quotas != nullptr && quotas->is_array()) {
-    for (const json::value& value : quotas->as_array()) {
-      if (!value.is_object()) continue;
-      const json::object& quota = value.as_object();
-      const std::uint64_t bytes_max = number_of(quota, "bytes_max");
-      const std::uint64_t inodes_max = number_of(quota, "inodes_max");
-      table.add({name_of(quota, place), human_bytes(number_of(quota, "bytes")),
-                 bytes_max == 0 ? "-" : human_bytes(bytes_max),
-                 std::to_string(number_of(quota, "inodes")),
-                 inodes_max == 0 ? "-" : std::to_string(inodes_max), text_of(quota, "state")});
-    }
+  for (const json::object& quota : objects_of(*reply, "quotas")) {
+    const std::uint64_t bytes_max = number_of(quota, "bytes_max");
+    const std::uint64_t inodes_max = number_of(quota, "inodes_max");
+    table.add({name_of(quota, place), human_bytes(number_of(quota, "bytes")),
+               bytes_max == 0 ? "-" : human_bytes(bytes_max),
+               std::to_string(number_of(quota, "inodes")),
+               inodes_max == 0 ? "-" : std::to_string(inodes_max), text_of(quota, "state")});
   }
   std::printf("%s", table.text().c_str());
   return kExitOk;

@@ -42,3 +42,11 @@
 #include <utility>
 #include <variant>
 #include <vector>
+
+// fmt 9 leaves its formatter to every unit that logs; we compile it once, in boost_impl.cc.
+#if FMT_VERSION < 100000
+extern template void fmt::detail::vformat_to(
+    fmt::detail::buffer<char>&, fmt::string_view,
+    fmt::basic_format_args<fmt::buffer_context<fmt::type_identity_t<char>>>,
+    fmt::detail::locale_ref);
+#endif

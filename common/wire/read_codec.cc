@@ -299,21 +299,33 @@ Result<GetXattrsReply> decode<GetXattrsReply>(std::string_view bytes) {
       });
 }
 
-std::string encode(const StatFsRequest& value) {
+namespace {
+
+/// A request that says nothing but which inode it is about.
+template <typename Request>
+std::string encode_about_inode(const Request& value) {
   RequestWriter writer;
   write_header(writer, value.header);
   writer.root().setInode(value.inode.value());
   return writer.finish();
 }
-template <>
-Result<StatFsRequest> decode<StatFsRequest>(std::string_view bytes) {
+template <typename Request>
+Result<Request> decode_about_inode(std::string_view bytes) {
   return wire::decode_message<schema::ReadRequest>(as_bytes(bytes),
-                                                   [](RequestReader in) -> Result<StatFsRequest> {
-                                                     StatFsRequest value;
+                                                   [](RequestReader in) -> Result<Request> {
+                                                     Request value;
                                                      FM_TRY(value.header, read_header(in));
                                                      value.inode = InodeId(in.getInode());
                                                      return value;
                                                    });
+}
+
+}  // namespace
+
+std::string encode(const StatFsRequest& value) { return encode_about_inode(value); }
+template <>
+Result<StatFsRequest> decode<StatFsRequest>(std::string_view bytes) {
+  return decode_about_inode<StatFsRequest>(bytes);
 }
 std::string encode(const StatFsReply& value) {
   wire::Writer<schema::StatFsReply> writer;
@@ -335,21 +347,10 @@ Result<StatFsReply> decode<StatFsReply>(std::string_view bytes) {
       });
 }
 
-std::string encode(const QuotasRequest& value) {
-  RequestWriter writer;
-  write_header(writer, value.header);
-  writer.root().setInode(value.inode.value());
-  return writer.finish();
-}
+std::string encode(const QuotasRequest& value) { return encode_about_inode(value); }
 template <>
 Result<QuotasRequest> decode<QuotasRequest>(std::string_view bytes) {
-  return wire::decode_message<schema::ReadRequest>(as_bytes(bytes),
-                                                   [](RequestReader in) -> Result<QuotasRequest> {
-                                                     QuotasRequest value;
-                                                     FM_TRY(value.header, read_header(in));
-                                                     value.inode = InodeId(in.getInode());
-                                                     return value;
-                                                   });
+  return decode_about_inode<QuotasRequest>(bytes);
 }
 std::string encode(const QuotaList& value) {
   wire::Writer<schema::QuotaList> writer;

@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "common/base/assert.h"
 
@@ -15,12 +14,6 @@ namespace {
 
 // What one eviction frees at least, so that a filling cache does not evict for each file anew.
 constexpr std::uint64_t kEvictBytesMin = 16ULL << 20;
-
-std::int64_t wall_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 struct Space {
   std::uint64_t total_bytes = 0;
@@ -103,7 +96,7 @@ CachePin CacheStore::touch_locked(InodeId inode, Version version) {
   if (found == index_.end()) return {};
   CachedCopy& copy = *found->second;
   copies_.splice(copies_.end(), copies_, copy.place_);
-  copy.last_use_ns_.store(wall_ns(), std::memory_order_relaxed);
+  copy.last_use_ns_.store(posix::wall_ns(), std::memory_order_relaxed);
   return CachePin(*copy.place_);
 }
 
@@ -226,6 +219,7 @@ std::size_t CacheStore::drop_clean(InodeId inode) {
 }
 
 Status CacheStore::reserve(std::uint64_t bytes) {
+  if (!ever_fits(bytes)) return std::errc::no_space_on_device;  // and keeps what is there
   const auto over_limit = [&]() -> std::uint64_t {
     const MutexLock lock(mutex_);
     const std::uint64_t wanted = bytes_ + bytes;
@@ -296,7 +290,7 @@ Result<CacheStore::Fill> CacheStore::new_copy(CopyMeta meta, std::uint64_t charg
     const MutexLock lock(mutex_);
     meta.serial = next_serial_++;
   }
-  meta.last_use_ns = wall_ns();
+  meta.last_use_ns = posix::wall_ns();
   const auto copy = make_object(meta);
   const auto make_file = [&]() -> Status {
     auto opened = posix::open_file(copy->data_path_, O_RDWR | O_CREAT | O_EXCL);

@@ -113,6 +113,8 @@ class CacheStore {
   /// Evicts until `bytes` more fit under the limit and the free share of the disk. ENOSPC if what
   /// may not be evicted is in the way of the limit, or of the disk itself.
   Status reserve(std::uint64_t bytes);
+  /// Whether `bytes` would fit into an empty cache.
+  bool ever_fits(std::uint64_t bytes) const { return bytes <= options_.limit_bytes; }
   /// What the disk has free for a writer that nobody can make room for once it writes. Evicts for
   /// `bytes` of it only where that is a small part of the disk, or when `insist`. Blocking; 0 on an
   /// error.

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <limits>
 
@@ -29,6 +30,12 @@ Fd::~Fd() {
 }
 
 namespace posix {
+
+std::int64_t wall_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
 
 Result<std::shared_ptr<Fd>> open_file(const std::string& path, int flags, unsigned mode) {
   while (true) {

@@ -35,6 +35,9 @@ struct BackingStat {
 
 namespace posix {
 
+/// Since 1970, as files' times are.
+std::int64_t wall_ns();
+
 /// O_CLOEXEC is added.
 Result<std::shared_ptr<Fd>> open_file(const std::string& path, int flags, unsigned mode = 0600);
 Result<BackingStat> stat_file(const Fd& fd);

@@ -200,7 +200,8 @@ Task<void> FileSystem::attach_content(LoopContext& at, Credentials who, NodeHand
 
 Task<CacheStore::Fill> FileSystem::begin_fill(LoopContext& at, Attr attr, bool need_content) {
   const mode_t mode = S_IFREG | (attr.mode & 07777);
-  const std::uint64_t allocated = need_content ? attr.allocated_bytes : 0;
+  const std::uint64_t allocated =
+      need_content ? std::min(attr.allocated_bytes, attr.size_bytes) : 0;
   CacheStore* store = store_;
   const std::string path = table_.path_of(attr.inode);
   const auto job = [store, attr, allocated, mode, path] {
@@ -214,7 +215,7 @@ Task<CacheStore::Fill> FileSystem::begin_fill(LoopContext& at, Attr attr, bool n
   for (;;) {
     auto fill = co_await blocking<CacheStore::Fill>(*at.env, job);
     const bool full = !fill && fill.error() == std::errc::no_space_on_device;
-    if (!full || at.env->now() >= deadline) co_return fill;
+    if (!full || !store->ever_fits(allocated) || at.env->now() >= deadline) co_return fill;
     const std::error_code stop = co_await at.env->sleep_for(kPause);
     if (stop) co_return stop;
   }

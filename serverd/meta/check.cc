@@ -295,8 +295,8 @@ class Checker {
     return id;
   }
 
-  /// Every quota counts what it should, and once nothing is being counted every inode is in the
-  /// tree of its directory.
+  /// Every quota counts what it should, and once nothing is being counted every directory is
+  /// in the tree of its own.
   void judge_quotas() {
     if (quotas_.empty() && walks_.empty()) {
       for (const auto& [inode, tally] : inodes_)
@@ -343,11 +343,11 @@ class Checker {
     if (!exact) return;
     for (const auto& [parent, child] : entries_) {
       const InodeRecord& record = inodes_[child].record;
+      if (!record.is_directory()) continue;  // it may have, or have had, names in several trees
       const InodeId around = in_force(inodes_[parent].record.quota);
       const auto own = quotas_.find({QuotaKind::kTree, child.value()});
-      const bool root = record.is_directory() && own != quotas_.end();
-      const InodeId tree_id = root ? own->second.record.parent : record.quota;
-      if (in_force(tree_id) != around && (record.is_directory() || record.nlink == 1))
+      const InodeId tree_id = own != quotas_.end() ? own->second.record.parent : record.quota;
+      if (in_force(tree_id) != around)
         problem(name_of(child) + " is not in the tree of its directory");
     }
   }

@@ -79,6 +79,26 @@ Result<bool> is_counting(Txn& txn, InodeId tree) {
   return quota && quota->phase == QuotaPhase::kCounting;
 }
 
+/// An entry that the walk of `to` has not come by is given a place in a directory, at `place`,
+/// which the walk may have passed: it comes by there again.
+Status walk_by(Txn& txn, InodeId inode, const InodeRecord& record, InodeId directory, Cookie place,
+               InodeId to) {
+  FM_TRY(const bool counting, is_counting(txn, to));
+  if (!counting) return {};
+  FM_TRY(const InodeId nearest, nearest_tree(txn, directory));
+  if (nearest != to) return {};  // the directory itself is not reached
+  FM_TRY(InodeId counted_in, tree_in_force(txn, record.quota));
+  if (counted_in == inode) {  // a tree of its own
+    FM_TRY(const auto own, find_quota(txn, QuotaKind::kTree, inode.value()));
+    FM_TRY(counted_in, tree_in_force(txn, own->parent));
+  }
+  if (counted_in == to) return {};
+  FM_TRY(const auto walk, walk_of(txn, to, directory));
+  const Cookie before(place.value() - 1);
+  if (walk && *walk <= before) return {};
+  return walk_directory(txn, to, directory, before);
+}
+
 /// What is below `top` gets another tree; trees of their own are only linked to it. False: more
 /// than the budget, or a file that has names elsewhere too.
 Result<bool> take_along(Txn& txn, InodeId top, InodeId tree, std::size_t& budget) {
@@ -260,34 +280,28 @@ Result<bool> link_into_tree(Txn& txn, InodeRecord& record, InodeId directory_id,
 }
 
 Result<bool> move_into_tree(Txn& txn, InodeId inode, InodeRecord& record, InodeId from,
-                            InodeId directory_id, const InodeRecord& directory,
-                            std::size_t& budget) {
-  if (txn.state().quotas == 0 || from == directory_id) return true;
-  FM_TRY(const InodeId to, tree_in_force(txn, directory.quota));
+                            const Directory& directory, Cookie place, std::size_t& budget) {
+  if (txn.state().quotas == 0) return true;
+  FM_TRY(const InodeId to, tree_in_force(txn, directory.record.quota));
+  // The records may not tell: a walk may have been at one directory and not yet at the other.
+  FM_TRY(const InodeId entered, nearest_tree(txn, directory.id));
+  FM_TRY(const InodeId left, from == directory.id ? entered : nearest_tree(txn, from));
+  if (left == entered) {  // never refused, whatever tree a file with several names counts in
+    FM_CHECK(walk_by(txn, inode, record, directory.id, place, to));
+    return true;
+  }
+  FM_TRY(const InodeId before, tree_in_force(txn, record.quota));
   if (!record.is_directory()) {
-    const bool only_name = record.nlink <= 1;
-    return link_into_tree(txn, record, directory_id, directory, only_name);
+    if (record.nlink > 1) return before == entered;
+    record.quota = to;
+    return true;
   }
   FM_TRY(auto own, find_quota(txn, QuotaKind::kTree, inode.value()));
   if (own && own->phase != QuotaPhase::kRemoving) {
     FM_CHECK(set_parent(txn, std::move(*own), to));
     return true;
   }
-  FM_TRY(const InodeId before, tree_in_force(txn, record.quota));
   if (before == to) return true;
-  FM_TRY(const bool to_counting, is_counting(txn, to));
-  FM_TRY(const bool before_counting, is_counting(txn, before));
-  if (to_counting || before_counting) {
-    FM_TRY(const InodeId nearest, nearest_tree(txn, directory_id));
-    FM_TRY(const InodeId nearest_before, nearest_tree(txn, from));
-    if (nearest == nearest_before) {   // within a tree that is being walked
-      if (nearest != to) return true;  // the walk comes by here yet
-      end_walk(txn, record.quota, inode);
-      record.quota = to;
-      FM_CHECK(walk_directory(txn, to, inode, Cookie()));
-      return true;
-    }
-  }
   end_walk(txn, record.quota, inode);
   record.quota = to;
   return take_along(txn, inode, to, budget);

@@ -67,11 +67,14 @@ Status begin_removal(Txn& txn, QuotaRecord quota);
 /// `record` gets an entry in `directory`; as its first (`first_name`) or one more name.
 Result<bool> link_into_tree(Txn& txn, InodeRecord& record, InodeId directory_id,
                             const InodeRecord& directory, bool first_name);
-/// An entry moves from one directory to another; takes what is below it along. `budget`: inodes
-/// that the command may still look at.
+struct Directory {
+  InodeId id;
+  const InodeRecord& record;
+};
+/// An entry moves from one directory to another, or within one, where it gets `place`; takes what
+/// is below it along. `budget`: inodes that the command may still look at.
 Result<bool> move_into_tree(Txn& txn, InodeId inode, InodeRecord& record, InodeId from,
-                            InodeId directory_id, const InodeRecord& directory,
-                            std::size_t& budget);
+                            const Directory& directory, Cookie place, std::size_t& budget);
 /// Before the inode's record goes.
 Status forget_in_quotas(Txn& txn, InodeId inode);
 

@@ -76,11 +76,11 @@ Outcome exchange(OpContext& context, Parents& parents, Dirent source, Dirent tar
   if (parents.to().nlink > kDirectoryLinksMax || parents.from().nlink > kDirectoryLinksMax)
     return refuse(std::errc::too_many_links);
   std::size_t budget = kMovedInodesMax;
-  FM_TRY(bool joins, move_into_tree(txn, source.inode, moved, parents.old_id, parents.new_id,
-                                    parents.to(), budget));
+  const Directory from{parents.old_id, parents.from()};
+  const Directory to{parents.new_id, parents.to()};
+  FM_TRY(bool joins, move_into_tree(txn, source.inode, moved, from.id, to, target.cookie, budget));
   if (!joins) return refuse(std::errc::cross_device_link);
-  FM_TRY(joins, move_into_tree(txn, target.inode, back, parents.new_id, parents.old_id,
-                               parents.from(), budget));
+  FM_TRY(joins, move_into_tree(txn, target.inode, back, to.id, from, source.cookie, budget));
   if (!joins) return refuse(std::errc::cross_device_link);
   CommandResult result;
   result.inode = source.inode;
@@ -133,8 +133,10 @@ Outcome move(OpContext& context, const RenameOp& op, Parents& parents, const Dir
   FM_TRY(InodeRecord moved, known_inode(txn, source.inode));
   moved.ctime = context.now();
   std::size_t budget = kMovedInodesMax;
-  FM_TRY(const bool joins, move_into_tree(txn, source.inode, moved, parents.old_id, parents.new_id,
-                                          parents.to(), budget));
+  const Directory to{parents.new_id, parents.to()};
+  const Cookie place = target ? target->cookie : parents.to().next_cookie;
+  FM_TRY(const bool joins,
+         move_into_tree(txn, source.inode, moved, parents.old_id, to, place, budget));
   if (!joins) return refuse(std::errc::cross_device_link);
   if (directory) {
     moved.parent = parents.new_id;
@@ -151,7 +153,7 @@ Outcome move(OpContext& context, const RenameOp& op, Parents& parents, const Dir
   Dirent entry{.name = op.new_name,
                .inode = source.inode,
                .type = source.type,
-               .cookie = target ? target->cookie : parents.to().next_cookie,
+               .cookie = place,
                .since = {}};
   if (!target) {
     parents.to().next_cookie = parents.to().next_cookie.next();

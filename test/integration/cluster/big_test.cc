@@ -5,8 +5,11 @@
 
 #include <atomic>
 #include <catch2/catch_test_macros.hpp>
+#include <cerrno>
+#include <future>
 #include <set>
 #include <thread>
+#include <vector>
 
 #include "test/integration/cluster/files.h"
 #include "test/support/mini_cluster.h"
@@ -65,8 +68,20 @@ TEST_CASE("20,000 files in a directory list correctly from two mounts while othe
   const std::string b = cluster.mount_another();
   REQUIRE(mkdir((a + "/many").c_str(), 0755) == 0);
   constexpr int kFiles = 20'000;
-  for (int i = 0; i < kFiles; ++i)
-    Fd(a + "/many/file" + std::to_string(i), O_WRONLY | O_CREAT | O_EXCL).close();
+  constexpr int kMakers = 4;  // so that they share rounds of the log
+  const auto make = [&](int maker) {
+    const std::string many = (maker % 2 == 0 ? a : b) + "/many";
+    for (int i = maker; i < kFiles; i += kMakers) {
+      const std::string path = many + "/file" + std::to_string(i);
+      const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL, 0644);
+      if (fd < 0 || ::close(fd) != 0) return errno;
+    }
+    return 0;
+  };
+  std::vector<std::future<int>> makers;
+  for (int maker = 0; maker < kMakers; ++maker)
+    makers.push_back(std::async(std::launch::async, make, maker));
+  for (auto& maker : makers) REQUIRE(maker.get() == 0);
   std::atomic<bool> done{false};
   std::atomic<int> changes{0};
   std::string failure;

@@ -192,6 +192,15 @@ TEST_CASE("CacheStore: evicts the least recently used under its limit, never a p
   CHECK(store->stats().files == 4);
 }
 
+TEST_CASE("CacheStore: what would never fit drives nothing out", "[mountd][cache]") {
+  TempDir dir;
+  const auto store = open_store(options_for(dir.path, 4 * kMiB));
+  fill(*store, 1, 1, random_bytes(2 * kMiB, 1));
+  CHECK(store->begin_fill(InodeId(2), Version(1), 5 * kMiB, 5 * kMiB, 0, "").error() ==
+        std::errc::no_space_on_device);
+  CHECK(store->find(InodeId(1), Version(1)));
+}
+
 TEST_CASE("CacheStore: the order of use survives a restart", "[mountd][cache]") {
   TempDir dir;
   {
