@@ -128,13 +128,10 @@ Status CachedCopy::save_meta(posix::Durability durability) {
     meta = meta_locked();
     save_stale_ = false;
   }
-  std::string bytes = encode_copy_meta(meta);
+  const std::string bytes = encode_copy_meta(meta);
   close_sidecar();
-  // One sector is written whole or not at all.
-  constexpr std::size_t kSectorBytes = 512;
-  const bool in_place = durability == posix::Durability::kNone && saved_bytes_ != 0 &&
-                        std::max(saved_bytes_, bytes.size()) <= kSectorBytes;
-  if (in_place) bytes.resize(std::max(saved_bytes_, bytes.size()), '\0');
+  const bool in_place = durability == posix::Durability::kNone && saved_bytes_ == kSectorBytes &&
+                        bytes.size() == kSectorBytes;
   Status status = from_errno(ENOENT);
   if (in_place) status = posix::overwrite_file(meta_path_, as_bytes(bytes));
   if (!status) {
@@ -174,12 +171,13 @@ Status CachedCopy::save_step(const CommitStep& step) {
       }
     }
     const std::string bytes = encode_step(step);
-    const bool room = marked && sidecar_ && steps_ < kStepsMax;
-    if (room && ::write(sidecar_->get(), bytes.data(), bytes.size()) ==
-                    static_cast<ssize_t>(bytes.size())) {
-      saved_bytes_ += bytes.size();
-      ++steps_;
-      return {};
+    if (marked && sidecar_ && steps_ < kStepsMax) {
+      const ssize_t written = ::write(sidecar_->get(), bytes.data(), bytes.size());
+      saved_bytes_ = 0;  // what stands behind the sidecar goes with the next whole one
+      if (written == static_cast<ssize_t>(bytes.size())) {
+        ++steps_;
+        return {};
+      }
     }
   }
   return save_meta(posix::Durability::kNone);

@@ -9,7 +9,7 @@ namespace fermata::mountd {
 namespace {
 
 constexpr std::uint32_t kMagic = 0x4d434d46;      // "FMCM"
-constexpr std::uint16_t kFormatVersion = 2;       // 1 had no steps
+constexpr std::uint16_t kFormatVersion = 3;       // 1 had no steps, 2 no padding
 constexpr std::uint32_t kStepMagic = 0x53434d46;  // "FMCS"
 
 enum Flag : std::uint16_t {
@@ -135,6 +135,7 @@ std::string encode_copy_meta(const CopyMeta& meta) {
   }
   const std::string_view path = std::string_view(meta.path_hint).substr(0, kPathMax);
   rest += path;
+  if (sizeof(Header) + rest.size() < kSectorBytes) rest.resize(kSectorBytes - sizeof(Header));
 
   Header header{};
   header.magic = kMagic;
@@ -176,7 +177,9 @@ Result<CopyMeta> decode_copy_meta(ByteView bytes) {
   if (header.checksum != checksum_of(header, rest)) return Errc::kBadMessage;
   const std::uint64_t digests_size = std::uint64_t{header.digest_count} * sizeof(std::uint64_t);
   const std::uint64_t chunks_size = std::uint64_t{header.chunk_count} * ChunkId::kSizeBytes;
-  if (digests_size + chunks_size + header.path_size_bytes != rest.size() ||
+  const std::uint64_t used = digests_size + chunks_size + header.path_size_bytes;
+  const bool padded = header.format_version > 2 && header.file_size_bytes == kSectorBytes;
+  if (used > rest.size() || (used != rest.size() && !padded) ||
       header.digest_count != block_count_of(header.clean_size_bytes) || header.serial == 0) {
     return Errc::kBadMessage;
   }

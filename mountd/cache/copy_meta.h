@@ -69,6 +69,8 @@ struct CommitStep {
 void apply_step(CommitStep step, Version& base, Fingerprint& clean, std::vector<ChunkId>& chunks);
 std::string encode_step(const CommitStep& step);
 
+/// A small sidecar is padded to a sector, which a disk writes whole or not at all.
+inline constexpr std::size_t kSectorBytes = 512;
 std::string encode_copy_meta(const CopyMeta& meta);
 /// With the steps that follow it; a last one that is cut off is left out, as it would be had the
 /// writer died a moment earlier. Errors: Errc::kBadMessage (damaged); Errc::kVersionMismatch

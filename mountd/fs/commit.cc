@@ -197,6 +197,7 @@ Task<void> FileSystem::commit_now(LoopContext& at, FilePtr file, bool& kill) {
       const bool other_session = file->work_session && file->work_session != input.under;
       input.may_replace = !file->fenced && !other_session;
     }
+    if (session_.has_quotas()) input.allocated_max = [&] { return ask_allocated_max(at, file); };
     if (lock_lost) {
       FM_CO_CHECK(co_await set_aside(at, file, copy, "its lock was lost with the session"));
       co_return from_errno(ESTALE);

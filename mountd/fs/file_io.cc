@@ -90,13 +90,17 @@ void FileSystem::write(Ctx ctx, NodeHandle, const WriteRequest& request, WriteRe
   const auto open = handle(request.fh);
   if (!open) return reply.error(EBADF);
   if (request.kill_suidgid) note_kill(open->file);
-  if (!request.from_page_cache &&
-      !fits_quotas(at(reply), open, request.offset_bytes, request.data.size()))
-    return reply.error(EDQUOT);
+  const bool fits = request.from_page_cache ||
+                    fits_quotas(at(reply), open, request.offset_bytes, request.data.size());
   // The kernel does not ask for the size before it appends, and has missed what an update in place
   // brought. Each append is then behind its idea of the end.
   const bool missed = request.at_end && request.offset_bytes != open->copy->size_bytes();
   open->file->writes.fetch_add(1);
+  if (!fits) {
+    auto task = do_write_if_it_fits(at(reply), open, request.offset_bytes,
+                                    Buffer::copy_of(request.data), missed, ctx.pid);
+    return run_request(ctx, std::move(reply), std::move(task), kAnswerWritten);
+  }
   if (open->sync_writes && !request.from_page_cache) {
     auto task = do_sync_write(at(reply), open, request.offset_bytes, Buffer::copy_of(request.data),
                               missed, ctx.pid);
@@ -113,6 +117,17 @@ void FileSystem::write(Ctx ctx, NodeHandle, const WriteRequest& request, WriteRe
   auto task =
       do_write(at(reply), open, request.offset_bytes, Buffer::copy_of(request.data), missed);
   run_request(ctx, std::move(reply), std::move(task), kAnswerWritten);
+}
+
+// By what was known it does not; somebody may have made room since.
+Task<std::size_t> FileSystem::do_write_if_it_fits(LoopContext& at, std::shared_ptr<Handle> handle,
+                                                  std::uint64_t offset, Buffer data, bool at_end,
+                                                  pid_t caller) {
+  FM_CO_TRY(const bool fits, co_await surely_fits_quotas(at, handle, offset, data.size()));
+  if (!fits) co_return from_errno(EDQUOT);
+  if (handle->sync_writes)
+    co_return co_await do_sync_write(at, handle, offset, std::move(data), at_end, caller);
+  co_return co_await do_write(at, handle, offset, std::move(data), at_end);
 }
 
 fermata::Status FileSystem::append(CachedCopy& copy, ByteView data) {

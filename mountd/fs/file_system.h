@@ -331,6 +331,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                             ContentWish wish);
   Task<void> fill_copy(LoopContext& at, FilePtr file, Attr attr, FileContent content,
                        bool need_content, bool may_stream);
+  void make_way(const FilePtr& file, Version version);
   Task<CacheStore::Fill> begin_fill(LoopContext& at, Attr attr, bool need_content);
   Task<void> wait_filled(LoopContext& at, FilePtr file, CachePin copy);
   awaitable<void> fill_behind(LoopContext& at, CachePin copy,
@@ -364,6 +365,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                              Buffer data, bool at_end);
   Task<std::size_t> do_sync_write(LoopContext& at, std::shared_ptr<Handle> handle,
                                   std::uint64_t offset, Buffer data, bool at_end, pid_t caller);
+  Task<std::size_t> do_write_if_it_fits(LoopContext& at, std::shared_ptr<Handle> handle,
+                                        std::uint64_t offset, Buffer data, bool at_end,
+                                        pid_t caller);
   static fermata::Status append(CachedCopy& copy, ByteView data);
   void drop_pages(NodeHandle node);
   Task<void> do_fallocate(LoopContext& at, std::shared_ptr<Handle> handle, int mode,
@@ -381,7 +385,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   /// The same, once the cluster has been asked.
   Task<bool> surely_fits_quotas(LoopContext& at, std::shared_ptr<Handle> handle,
                                 std::uint64_t offset, std::uint64_t size);
-  Task<void> ask_room(LoopContext& at, FilePtr file);
+  /// What the file may have allocated; UINT64_MAX: no quota counts it.
+  Task<std::uint64_t> ask_allocated_max(LoopContext& at, FilePtr file);
   awaitable<void> ask_room_behind(LoopContext& at, FilePtr file);
 
   // atime.cc

@@ -40,6 +40,7 @@ void FileSystem::open(Ctx ctx, NodeHandle node, const OpenRequest& request, Open
   OpenWish wish = wish_of(request.flags, request.kill_suidgid);
   if (wish.writable && options_.read_only) return reply.error(EROFS);
   wish.squashed = options_.identity.squashes(ctx.uid);
+  wish.second_try = second_tries_.take(ctx.pid, node, at(reply).env->now());
   {
     const auto view = table_.hold(node);
     if (!view) return reply.error(ESTALE);
@@ -50,7 +51,6 @@ void FileSystem::open(Ctx ctx, NodeHandle node, const OpenRequest& request, Open
       return reply.opened(*result);
     }
   }
-  wish.second_try = second_tries_.take(ctx.pid, node, at(reply).env->now());
   auto task = open_for(at(reply), cred(ctx), ctx.pid, node, wish);
   run_request(ctx, std::move(reply), std::move(task),
               [](OpenReply& to, const OpenResult& result) { to.opened(result); });
@@ -221,8 +221,19 @@ Task<CacheStore::Fill> FileSystem::begin_fill(LoopContext& at, Attr attr, bool n
   }
 }
 
+// An older version that nobody has open does not stand in the way of the newer one's room.
+void FileSystem::make_way(const FilePtr& file, Version version) {
+  if (file->sticky.load() || file->mapped.load()) return;
+  {
+    MutexLock lock(file->mutex);
+    if (!file->copy || file->copy->base() == version || file->copy->maybe_dirty()) return;
+  }
+  (void)detach_copy(file);
+}
+
 Task<void> FileSystem::fill_copy(LoopContext& at, FilePtr file, Attr attr, FileContent content,
                                  bool need_content, bool may_stream) {
+  make_way(file, attr.version);
   FM_CO_TRY(auto fill, co_await begin_fill(at, attr, need_content));
   const CachePin copy = fill.copy;
   auto job = std::make_shared<FillJob>();

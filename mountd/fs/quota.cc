@@ -54,28 +54,26 @@ bool FileSystem::fits_quotas(LoopContext& at, const std::shared_ptr<Handle>& han
 Task<bool> FileSystem::surely_fits_quotas(LoopContext& at, std::shared_ptr<Handle> handle,
                                           std::uint64_t offset, std::uint64_t size) {
   if (!session_.has_quotas() || offset + size <= kInlineBytesMax) co_return true;
-  const auto asked = co_await ask_room(at, handle->file);
-  if (!asked) co_return true;  // the commit will tell
+  const auto max = co_await ask_allocated_max(at, handle->file);
+  if (!max) co_return true;  // the commit will tell
+  handle->file->allocated_max_bytes = *max;
   co_return fits(*handle->file, *handle->copy, offset, size);
 }
 
-Task<void> FileSystem::ask_room(LoopContext& at, FilePtr file) {
+Task<std::uint64_t> FileSystem::ask_allocated_max(LoopContext& at, FilePtr file) {
   const Credentials nobody;
   FM_CO_TRY(const auto reply, co_await at.client->statfs(nobody, file->inode));
   const auto view = table_.find(file->node);
-  std::uint64_t allocated_max = UINT64_MAX;
-  if (view && view->attr_known && reply.room_bytes != UINT64_MAX) {
-    const std::uint64_t counted = (view->attr.allocated_bytes + kPage - 1) / kPage * kPage;
-    allocated_max = counted + std::min(reply.room_bytes, kFileSizeMax);
-  }
-  file->allocated_max_bytes = allocated_max;
-  co_return fermata::Status{};
+  if (!view || !view->attr_known || reply.room_bytes == UINT64_MAX) co_return UINT64_MAX;
+  const std::uint64_t counted = (view->attr.allocated_bytes + kPage - 1) / kPage * kPage;
+  co_return counted + std::min(reply.room_bytes, kFileSizeMax);
 }
 
 // Owns one hold.
 asio::awaitable<void> FileSystem::ask_room_behind(LoopContext& at, FilePtr file) {
   Hold hold(this, file);
-  (void)co_await ask_room(at, file);
+  const auto max = co_await ask_allocated_max(at, file);
+  if (max) file->allocated_max_bytes = *max;
 }
 
 }  // namespace fermata::mountd

@@ -5,6 +5,7 @@ namespace fermata::mountd {
 void SecondTries::refused(pid_t caller, TimePoint now) {
   if (caller == 0) return;  // it cannot be told from others
   MutexLock lock(mutex_);
+  std::erase_if(tries_, [now](const auto& each) { return now - each.second.refused > kPatience; });
   if (tries_.size() >= kCallersMax) tries_.clear();
   tries_[caller] = {now, kNoNode};
   count_.store(tries_.size(), std::memory_order_relaxed);

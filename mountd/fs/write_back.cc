@@ -169,13 +169,34 @@ Task<std::optional<MutationReply>> commit_patches(ClusterClient& client, const C
   FM_CO_TRY(const auto dirty, copy->dirty_bytes(kPatchLimits));
   if (!dirty) co_return none;
   auto sent = co_await send_patches(client, input, *dirty);
-  // Too large: the file has as many patches as it may have, until they are folded.
+  // Too large: the file has as many patches as it may have, until they are folded. A patch counts
+  // as if it filled a hole: a full quota takes the chunk that it changes.
   const bool by_chunks = !sent && (sent.error() == make_error_code(Errc::kTooLarge) ||
-                                   sent.error() == make_error_code(Errc::kRetry));
+                                   sent.error() == make_error_code(Errc::kRetry) ||
+                                   sent.error() == from_errno(EDQUOT));
   if (by_chunks) co_return none;
   if (!sent) co_return sent.error();
   FM_CO_CHECK(copy->note_patched(sent->version, *dirty));
   co_return std::optional(std::move(*sent));
+}
+
+/// Of the nodes' chunks (serverd/meta/ops/commit.cc): whole ones but for the end of the file, no
+/// holes.
+std::uint64_t allocated_after(const ChangeScan& scan) {
+  std::uint64_t bytes = 0;
+  for (std::size_t block = 0; block < scan.digests.size(); ++block)
+    if (scan.digests[block] != kHoleDigest)
+      bytes += std::min(kBlockSizeBytes, scan.size_bytes - block * kBlockSizeBytes);
+  return bytes;
+}
+
+/// EDQUOT before the nodes have stored what no quota leaves room for.
+Task<void> check_room(const CommitInput& input, const CommitPlan& plan, const ChangeScan& scan) {
+  constexpr std::size_t kBlocksUnasked = 4;
+  if (!input.allocated_max || plan.blocks.size() <= kBlocksUnasked) co_return fermata::Status{};
+  FM_CO_TRY(const std::uint64_t max, co_await input.allocated_max());
+  if (allocated_after(scan) > max) co_return from_errno(EDQUOT);
+  co_return fermata::Status{};
 }
 
 struct Attempt {
@@ -201,6 +222,7 @@ Task<Attempt> send(Env& env, ClusterClient& client, const CommitInput& input, Ch
     scan = std::move(*shared_scan);
   } else {
     op.kind = CommitOp::Kind::kChunks;
+    FM_CO_CHECK(co_await check_room(input, plan, scan));
     FM_CO_TRY(auto refs, co_await upload_blocks(env, client, copy, plan, scan.digests));
     out.chunks = chunks_after(base_chunks, plan, refs, scan.size_bytes);
     if (plan.whole) std::erase_if(refs, [](const ChunkRef& ref) { return !ref.id; });

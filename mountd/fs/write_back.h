@@ -49,6 +49,9 @@ struct CommitInput {
   SessionId under;          ///< that it may be committed in; none: any
   CachedCopy::After after = CachedCopy::After::kStillWritable;
   std::string path_hint;
+  /// What the file may have allocated as far as quotas go, bytes; asked before much is uploaded.
+  /// None: no quotas.
+  std::function<Task<std::uint64_t>()> allocated_max;
 };
 struct CommitOutcome {
   bool changed = false;   ///< false: the content is that of the base; nothing was sent

@@ -1,5 +1,6 @@
 #include "mountd/fuse/transport_uring.h"
 
+#include <fcntl.h>
 #include <sched.h>
 #include <spdlog/spdlog.h>
 #include <sys/mman.h>
@@ -85,6 +86,8 @@ bool means_disconnected(int error) {
 }  // namespace
 
 std::string UringTransport::why_unavailable() {
+  // Where the kernel has FUSE as a module, opening the device loads it, and the switch with it.
+  if (const int device = ::open("/dev/fuse", O_RDWR | O_CLOEXEC); device >= 0) ::close(device);
   std::ifstream file(kSwitch);
   char state = 0;
   if (!(file >> state)) return "this kernel has none (Linux 6.14 or newer)";

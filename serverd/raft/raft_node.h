@@ -99,6 +99,7 @@ class RaftNode final : public ReplicatedLog {
   /// Waits while proposal_bytes_max are under way. kTooLarge: over DurableLog::kEntryBytesMax.
   Task<Outcome> propose(std::string command) override;
   Task<void> read_barrier() override;
+  void apply_now() override { apply_some(); }
   bool may_read() const override;
   Task<void> transfer_leadership(NodeId to) override;
   Task<void> change_members(Membership next) override;

@@ -78,6 +78,8 @@ class ReplicatedLog {
   virtual Task<void> transfer_leadership(NodeId to) = 0;
   virtual Task<void> change_members(Membership next) = 0;
   virtual LogStatus status() const = 0;
+  /// Applies here what is committed, as far as it was left for later (a part of it, if it is much).
+  virtual void apply_now() = 0;
   /// This node cannot go on for want of room on its disk; it waits for some.
   virtual bool stalled() const = 0;
   /// While true as little as possible is kept on the disk: peers that come later get a snapshot.

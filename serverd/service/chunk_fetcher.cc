@@ -80,7 +80,8 @@ asio::awaitable<void> ChunkFetcher::deleted(ChunkId id) {
   }
 }
 
-bool ChunkFetcher::knows_newest() const {
+bool ChunkFetcher::knows_newest() {
+  node_.log->apply_now();
   const LogStatus status = node_.log->status();
   return status.primary && status.applied >= status.commit;
 }

@@ -67,7 +67,7 @@ class ChunkFetcher {
     TimePoint since{};
   };
   Task<void> store(ChunkId id, Buffer bytes);
-  bool knows_newest() const;
+  bool knows_newest();
   void look_for_new();
   boost::asio::awaitable<void> sweep();
   boost::asio::awaitable<void> offer(std::vector<ChunkId> ids);

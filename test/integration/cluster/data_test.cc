@@ -56,5 +56,23 @@ TEST_CASE("data: a small cache takes a file as soon as the others are closed or 
   }
 }
 
+TEST_CASE("data: a small cache takes the newer version of a large file", "[data]") {
+  FM_NEEDS_MOUNTS();
+  const std::string path = GENERATE(std::string(), std::string(",nopassthrough"));
+  CAPTURE(path);
+  MiniCluster cluster;
+  const std::string small = cluster.root() + "/small";
+  const std::string cache = cluster.root() + "/small.cache";
+  REQUIRE(cluster.mount_with(small, cache, "cache-size=20M" + path).exit_code == 0);
+  const std::string write = "head -c 14M /dev/urandom | tee " + cluster.mnt() + "/f | sha256sum";
+  const std::string read = "sha256sum < " + small + "/f";
+  for (int version = 1; version <= 3; ++version) {
+    CAPTURE(version);
+    const RunResult wrote = run(write);
+    REQUIRE(wrote.exit_code == 0);
+    CHECK(run(read).out == wrote.out);
+  }
+}
+
 }  // namespace
 }  // namespace fermata::test

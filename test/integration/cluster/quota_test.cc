@@ -137,6 +137,40 @@ TEST_CASE("quota: a close that is refused keeps the bytes until there is room", 
   CHECK(world.cluster.digests_equal());
 }
 
+TEST_CASE("quota: what has no room is not stored on the nodes first", "[quota]") {
+  FM_NEEDS_MOUNTS();
+  World world("");
+  const std::string& tree = world.tree;
+  world.quota("set " + tree + " --bytes 16M");
+  auto before = world.cluster.rpc_counts(world.mnt);
+  CHECK(write_error(tree + "/large", random_bytes(24 * kMiB, 1)) == EDQUOT);
+  auto after = world.cluster.rpc_counts(world.mnt);
+  CHECK(after["put_chunk"] == before["put_chunk"]);
+  CHECK(world.number(tree, "bytes") == 0);
+  // Zeros take nothing, and what is there already is no news.
+  write_file(tree + "/large", random_bytes(12 * kMiB, 2) + std::string(12 * kMiB, '\0'));
+  CHECK(world.number(tree, "bytes") == 12 * kMiB);
+  write_file(tree + "/large", random_bytes(12 * kMiB, 3) + std::string(12 * kMiB, '\0'));
+  after = world.cluster.rpc_counts(world.mnt);
+  CHECK(after["put_chunk"] > before["put_chunk"]);
+}
+
+TEST_CASE("quota: a few bytes of a sparse file are changed in a full tree", "[quota]") {
+  FM_NEEDS_MOUNTS();
+  World world("nopassthrough");
+  const std::string path = world.tree + "/sparse";
+  write_file(path, random_bytes(2 * kMiB, 1));
+  REQUIRE(truncate(path.c_str(), 64 * kMiB) == 0);
+  world.quota("set " + world.tree + " --bytes 2M");
+  REQUIRE(eventually([&] { return world.number(world.tree, "bytes") == 2 * kMiB; }));
+  const Fd file(path, O_RDWR);
+  const std::string few = random_bytes(4096, 2);
+  file.pwrite(few, 8192);
+  CHECK(fsync(file.get()) == 0);
+  file.pwrite(few, 32 * kMiB);
+  CHECK(errno_of(fsync(file.get())) == EDQUOT);  // into the hole
+}
+
 TEST_CASE("quota: on the ordinary path a write says so itself", "[quota]") {
   FM_NEEDS_MOUNTS();
   World world("nopassthrough");

@@ -532,6 +532,34 @@ TEST_CASE_METHOD(Tracked, "CachedCopy: after a crash its base is the version las
   CHECK(content_of(*left.front()) == bytes);
 }
 
+TEST_CASE_METHOD(Tracked, "CachedCopy: a sidecar that was written over takes steps again",
+                 "[mountd][cache]") {
+  std::uint64_t version = 1;
+  const auto commit = [&] {
+    ++version;
+    write(version * 2000, "v" + std::to_string(version));
+    REQUIRE(copy->note_patched(Version(version), *dirty()));
+  };
+  for (int i = 0; i < 3; ++i) commit();
+  copy->set_path_hint("/a/much/longer/path/than/the/one/before");
+  REQUIRE(copy->save_if_stale());
+  for (int i = 0; i < 2; ++i) {
+    REQUIRE(copy->settle_digests());
+    copy->set_path_hint("/short");
+    REQUIRE(copy->save_if_stale());
+    commit();
+    commit();
+  }
+  TempDir other;
+  fs::copy(dir.path, other.path, fs::copy_options::recursive);
+  fs::remove(other.path / "lock");
+  const auto next = open_store(options_for(other.path));
+  const auto left = next->recovered_dirty();
+  REQUIRE(left.size() == 1);
+  CHECK(left.front()->base() == Version(version));
+  CHECK(content_of(*left.front()) == bytes);
+}
+
 TEST_CASE("CacheStore: an open that meets the search for writers ends nothing", "[mountd][cache]") {
   TempDir dir;
   const auto store = open_store(options_for(dir.path));
