@@ -318,6 +318,17 @@ struct Tracked {
     store.reset();
     store = open_store(options_for(dir.path));
   }
+  /// The data and the sidecar as a killed mountd leaves them are work on version `base`.
+  void check_after_kill(Version base) const {
+    TempDir other;
+    fs::copy(dir.path, other.path, fs::copy_options::recursive);
+    fs::remove(other.path / "lock");
+    const auto next = open_store(options_for(other.path));
+    const auto left = next->recovered_dirty();
+    REQUIRE(left.size() == 1);
+    CHECK(left.front()->base() == base);
+    CHECK(content_of(*left.front()) == bytes);
+  }
   TempDir dir;
   std::unique_ptr<CacheStore> store;
   Bytes bytes;
@@ -521,15 +532,7 @@ TEST_CASE_METHOD(Tracked, "CachedCopy: after a crash its base is the version las
     REQUIRE(torn);
     CHECK(torn->base == Version(1498));
   }
-  // The data and the sidecar as a killed mountd leaves them.
-  TempDir other;
-  fs::copy(dir.path, other.path, fs::copy_options::recursive);
-  fs::remove(other.path / "lock");
-  const auto next = open_store(options_for(other.path));
-  const auto left = next->recovered_dirty();
-  REQUIRE(left.size() == 1);
-  CHECK(left.front()->base() == Version(1499));
-  CHECK(content_of(*left.front()) == bytes);
+  check_after_kill(Version(1499));
 }
 
 TEST_CASE_METHOD(Tracked, "CachedCopy: a sidecar that was written over takes steps again",
@@ -550,14 +553,7 @@ TEST_CASE_METHOD(Tracked, "CachedCopy: a sidecar that was written over takes ste
     commit();
     commit();
   }
-  TempDir other;
-  fs::copy(dir.path, other.path, fs::copy_options::recursive);
-  fs::remove(other.path / "lock");
-  const auto next = open_store(options_for(other.path));
-  const auto left = next->recovered_dirty();
-  REQUIRE(left.size() == 1);
-  CHECK(left.front()->base() == Version(version));
-  CHECK(content_of(*left.front()) == bytes);
+  check_after_kill(Version(version));
 }
 
 TEST_CASE("CacheStore: an open that meets the search for writers ends nothing", "[mountd][cache]") {
