@@ -114,10 +114,13 @@ Status count_entry(Txn& txn, InodeId tree, InodeId inode) {
 
 Result<std::size_t> count_tree(Txn& txn, InodeId tree, std::size_t records_max) {
   std::size_t looked_at = 0;
+  const std::string prefix = quota_walk_key(tree);
+  std::string from = prefix;  // not each time over those that were ended before
   while (looked_at < records_max) {
-    const std::string prefix = quota_walk_key(tree);
-    FM_TRY(const auto walks, txn.scan(Family::kCounters, prefix, prefix_end(prefix), 1));
-    if (walks.empty()) break;
+    FM_TRY(const auto walks, txn.scan(Family::kCounters, from, prefix_end(prefix), 1));
+    if (walks.empty() && from == prefix) break;
+    from = walks.empty() ? prefix : walks.front().key + '\0';
+    if (walks.empty()) continue;
     const InodeId directory(number_in(walks.front().key, prefix.size()));
     FM_TRY(const std::uint64_t after, decode_number(walks.front().value));
     const std::size_t left = records_max - looked_at;
@@ -134,7 +137,6 @@ Result<std::size_t> count_tree(Txn& txn, InodeId tree, std::size_t records_max) 
       FM_CHECK(walk_directory(txn, tree, directory, Cookie(number_in(entries.back().key, 8))));
     }
   }
-  const std::string prefix = quota_walk_key(tree);
   FM_TRY(const auto left, txn.scan(Family::kCounters, prefix, prefix_end(prefix), 1));
   if (!left.empty()) return looked_at;
   FM_TRY(auto quota, find_quota(txn, QuotaKind::kTree, tree.value()));
@@ -144,14 +146,21 @@ Result<std::size_t> count_tree(Txn& txn, InodeId tree, std::size_t records_max) 
   return looked_at;
 }
 
-/// Nothing names it any more: the trees within it are the outer one's.
-Status drop(Txn& txn, const QuotaRecord& quota) {
+/// The trees directly within it.
+Result<std::vector<QuotaRecord>> trees_within(Txn& txn, const QuotaRecord& quota) {
   const std::string prefix = quota_prefix(QuotaKind::kTree);
   FM_TRY(const auto all, txn.scan_prefix(Family::kCounters, prefix));
+  std::vector<QuotaRecord> within;
   for (const auto& each : all) {
     FM_TRY(auto other, decode_quota(each.key, each.value));
-    if (other.parent.value() == quota.id) FM_CHECK(set_parent(txn, other, quota.parent));
+    if (other.parent.value() == quota.id) within.push_back(std::move(other));
   }
+  return within;
+}
+
+/// Nothing names it any more: the trees within it are the outer one's.
+Status drop(Txn& txn, const QuotaRecord& quota, std::vector<QuotaRecord> within) {
+  for (QuotaRecord& tree : within) FM_CHECK(set_parent(txn, std::move(tree), quota.parent));
   txn.erase(Family::kCounters, quota_key(quota.kind, quota.id));
   --txn.state().quotas;
   return {};
@@ -159,6 +168,13 @@ Status drop(Txn& txn, const QuotaRecord& quota) {
 
 Result<std::size_t> let_go(Txn& txn, QuotaRecord quota, std::size_t records_max) {
   const InodeId tree(quota.id);
+  FM_TRY(auto within, trees_within(txn, quota));
+  std::uint64_t inodes_within = 0;
+  for (const QuotaRecord& each : within) inodes_within += each.inodes;
+  if (quota.inodes == inodes_within) {  // as of a directory that was removed
+    FM_CHECK(drop(txn, quota, std::move(within)));
+    return 1;
+  }
   FM_TRY(const InodeId to, tree_in_force(txn, tree));
   FM_TRY(const auto inodes, inodes_of(txn, quota, records_max));
   for (const auto& each : inodes) {
@@ -177,7 +193,8 @@ Result<std::size_t> let_go(Txn& txn, QuotaRecord quota, std::size_t records_max)
   FM_TRY(auto now, find_quota(txn, QuotaKind::kTree, quota.id));
   if (!now) return Errc::kCorruptStore;
   if (inodes.size() < records_max) {
-    FM_CHECK(drop(txn, *now));
+    FM_TRY(within, trees_within(txn, *now));
+    FM_CHECK(drop(txn, *now, std::move(within)));
   } else {
     now->next = InodeId(number_in(inodes.back().key, 0) + 1);
     put_quota(txn, *now);
