@@ -106,6 +106,7 @@ class RaftNode final : public ReplicatedLog {
   LogStatus status() const override;
   bool stalled() const override { return log_stalled_ || state_stalled_; }
   void spare_room(bool spare) override;
+  bool trails(NodeId peer) const override;
 
   struct Counters {
     std::uint64_t persists = 0;
@@ -165,6 +166,7 @@ class RaftNode final : public ReplicatedLog {
   Task<void> flush_state();
   void begin_flush();
   Task<void> do_flush_and_compact();
+  std::uint64_t trailing_bytes() const;  ///< kept of the log below the state, now
   LogIndex compaction_limit() const;
   bool snapshot_is_needed() const;
   void want_snapshot(NodeId peer);

@@ -159,6 +159,18 @@ void RaftNode::spare_room(bool spare) {
   if (spare && (due || applied_bytes_ > kWorthwhile)) begin_flush();
 }
 
+std::uint64_t RaftNode::trailing_bytes() const {
+  return spare_room_ ? std::min(options_.trailing_bytes / 2, kSpareTrailingBytes)
+                     : options_.trailing_bytes;
+}
+
+bool RaftNode::trails(NodeId id) const {
+  const auto peer = core_->progress().find(id);
+  if (peer == core_->progress().end()) return false;
+  const bool catches_up = peer->second.recently_active && !peer->second.in_snapshot;
+  return catches_up && peer->second.match < log_->index_keeping(trailing_bytes() / 2);
+}
+
 asio::awaitable<void> RaftNode::flush_and_compact() {
   const Status done = co_await do_flush_and_compact();
   if (!done && done.error() == std::errc::no_space_on_device) {
@@ -204,11 +216,9 @@ Task<void> RaftNode::do_flush_and_compact() {
 LogIndex RaftNode::compaction_limit() const {
   if (making_snapshot_) return LogIndex();
   const std::uint64_t durable = std::min(machine_.durable_index(), applied_).value();
-  const std::uint64_t trailing_bytes =
-      spare_room_ ? std::min(options_.trailing_bytes / 2, kSpareTrailingBytes)
-                  : options_.trailing_bytes;
-  const LogIndex limit = std::max(LogIndex(durable - std::min(durable, options_.trailing_entries)),
-                                  std::min(log_->index_keeping(trailing_bytes), LogIndex(durable)));
+  const LogIndex limit =
+      std::max(LogIndex(durable - std::min(durable, options_.trailing_entries)),
+               std::min(log_->index_keeping(trailing_bytes()), LogIndex(durable)));
   return snapshot_is_needed() ? std::min(limit, snapshot_->index) : limit;
 }
 

@@ -84,6 +84,9 @@ class ReplicatedLog {
   virtual bool stalled() const = 0;
   /// While true as little as possible is kept on the disk: peers that come later get a snapshot.
   virtual void spare_room(bool spare) = 0;
+  /// As primary: this peer lives, and lacks so much that the log may soon be cut behind what it
+  /// needs next; then it needs a snapshot.
+  virtual bool trails(NodeId peer) const = 0;
 };
 
 }  // namespace fermata::serverd

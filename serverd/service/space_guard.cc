@@ -92,6 +92,8 @@ void SpaceGuard::on_serving() {
   full_since_ = {};
   doubt_since_ = {};
   next_look_ = {};
+  trailing_since_ = {};
+  waits_for_trailing_ = false;
 }
 
 /// Of this node, or as primary of any.
@@ -141,7 +143,7 @@ Status SpaceGuard::room() const {
                                       node_.env.now() - doubt_since_ < kHandOverPatience);
     return waits ? Status(Errc::kRetry) : Status(std::errc::no_space_on_device);
   }
-  if (here) return {};
+  if (here) return waits_for_trailing_ ? Status(Errc::kRetry) : Status();
   const bool waits =
       full_since_ != TimePoint{} && node_.env.now() - full_since_ < kHandOverPatience;
   return waits || full_since_ == TimePoint{} ? Status(Errc::kRetry)
@@ -186,6 +188,7 @@ asio::awaitable<void> SpaceGuard::watch() {
     } else if (doubt_since_ == TimePoint{}) {
       doubt_since_ = node_.env.now();
     }
+    wait_for_trailing();
     hand_over_if_full();
     if (const std::error_code stop = co_await node_.env.sleep_for(kTick); stop) co_return;
   }
@@ -260,6 +263,21 @@ void SpaceGuard::care() {
   if (node_.env.now() < next_care_) return;
   next_care_ = node_.env.now() + kCareInterval;
   node_.log->spare_room(low_here());
+}
+
+/// A node whose disk was full for a moment shall find in the log what it missed: for a snapshot it
+/// has no room. So what takes room waits for it, for a while.
+void SpaceGuard::wait_for_trailing() {
+  const bool trails = std::any_of(others_.begin(), others_.end(), [&](const auto& each) {
+    return is_fresh(each.second) && is_low(each.second) && node_.log->trails(each.first);
+  });
+  if (!node_.serving || !trails) {
+    trailing_since_ = {};
+    waits_for_trailing_ = false;
+    return;
+  }
+  if (trailing_since_ == TimePoint{}) trailing_since_ = node_.env.now();
+  waits_for_trailing_ = node_.env.now() - trailing_since_ < kHandOverPatience;
 }
 
 void SpaceGuard::hand_over_if_full() {

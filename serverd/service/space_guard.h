@@ -34,7 +34,7 @@ class SpaceGuard {
   /// What it knew of the others is of an earlier time.
   void on_serving();
   /// As primary: whether an application may write more. ENOSPC; kRetry while the role is on its way
-  /// to a node that has room.
+  /// to a node that has room, or a node catches up that has no room for a snapshot.
   Status room() const;
   /// The same for what frees room or takes next to none: ENOSPC only when nothing goes on at all.
   Status room_to_free() const;
@@ -111,6 +111,7 @@ class SpaceGuard {
   boost::asio::awaitable<void> ask(NodeId peer);
   boost::asio::awaitable<void> keep_reserve_file();
   void care();
+  void wait_for_trailing();
   void hand_over_if_full();
   boost::asio::awaitable<void> hand_over(NodeId to);
 
@@ -126,6 +127,8 @@ class SpaceGuard {
   TimePoint next_care_{};
   std::shared_ptr<ReserveFile> reserve_file_;
   bool making_reserve_ = false;
+  TimePoint trailing_since_{};  ///< as primary: since when a node that is low on room trails
+  bool waits_for_trailing_ = false;
   // Handing over.
   bool handing_over_ = false;
   TimePoint doubt_since_{};  ///< as primary: of doubtful()

@@ -289,8 +289,15 @@ void MiniCluster::restart_node(int node) {
 }
 
 bool MiniCluster::digests_equal() {
-  return eventually([&] { return fermata("digest " + servers()).exit_code == 0; },
-                    std::chrono::seconds(60));
+  RunResult last;
+  const auto equal = [&] {
+    last = fermata("digest " + servers());
+    return last.exit_code == 0;
+  };
+  if (eventually(equal, std::chrono::seconds(60))) return true;
+  std::fprintf(stderr, "the nodes' digests stayed unequal:\n%s%s\n", last.out.c_str(),
+               logs().c_str());
+  return false;
 }
 
 RunResult MiniCluster::fermata(const std::string& arguments) {
