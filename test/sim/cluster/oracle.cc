@@ -339,11 +339,13 @@ void Oracle::note_effects(LogIndex index, const MutateCommand& mutate,
   }
 }
 
-void Oracle::locked(const std::string& who, InodeId inode, SessionId session) {
+void Oracle::locked(const std::string& who, InodeId inode, SessionId session, bool here) {
+  if (here && !live_.contains(session))
+    return fail(who + " grants the lock of " + text(inode) + " after its session (C4)");
   if (!live_.contains(session)) return;  // it has not heard of its end
   const auto& [holder, name] = holders_[inode];
   if (holder && live_.contains(holder))
-    return fail(who + " and " + name + " hold the lock of inode " + text(inode) + " both (C4)");
+    return fail(who + " and " + name + " hold the lock of " + text(inode) + " both (C4)");
   holders_[inode] = {session, who};
 }
 

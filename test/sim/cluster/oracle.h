@@ -99,8 +99,8 @@ class Oracle {
   bool names_chunk(InodeId inode, ChunkId id) const;
 
   /// The session's client takes it that one of its programs holds the file's lock from here on. Two
-  /// may do so only if the session of the first is over.
-  void locked(const std::string& who, InodeId inode, SessionId session);
+  /// may do so only if the session of the first is over. `here`: it did not ask, so its own is not.
+  void locked(const std::string& who, InodeId inode, SessionId session, bool here);
   void unlocked(InodeId inode, SessionId session);
 
   struct Counts {
