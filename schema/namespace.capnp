@@ -86,6 +86,7 @@ struct Mutation {
     noteReads @11 :NoteReads;
     createUnnamed @12 :CreateUnnamed;
     setQuota @13 :SetQuota;
+    returnLocks @14 :ReturnLocks;
   }
   struct Create {
     parent @0 :UInt64;
@@ -170,6 +171,19 @@ struct Mutation {
     last @5 :UInt64;           # included
     pid @6 :UInt32;
     ticket @7 :UInt64;
+    delegate @8 :Bool;
+  }
+  struct ReturnLocks {
+    inode @0 :UInt64;
+    space @1 :UInt8;           # LockSpace
+    held @2 :List(Held);       # at most 10,000
+    struct Held {
+      owner @0 :UInt64;
+      first @1 :UInt64;
+      last @2 :UInt64;         # included
+      type @3 :UInt8;          # LockType
+      pid @4 :UInt32;
+    }
   }
 }
 
@@ -192,6 +206,7 @@ struct MutationReply {
   removed @7 :T.Attr;
   removedLeased @8 :Bool;
   version @9 :UInt64;
+  delegated @10 :Bool;
 }
 
 # FindLock and WaitLock requests.

@@ -28,5 +28,7 @@ struct CallbackRequest {
     names @3 :List(Data);
     asksOpen @4 :Bool;
   }
+  recalls @2 :List(Recall);
+  struct Recall { inode @0 :UInt64; space @1 :UInt8; }  # LockSpace
 }
 struct CallbackReply { open @0 :List(UInt64); }

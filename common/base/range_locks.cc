@@ -9,6 +9,15 @@ bool conflicts(const HeldLock& held, const HeldLock& wanted) {
          (held.type == LockType::kExclusive || wanted.type == LockType::kExclusive);
 }
 
+HeldLock delegation_to(SessionId session) {
+  return {{session, kDelegate}, kWholeFile, LockType::kExclusive, 0};
+}
+
+SessionId delegate_of(const LockList& held) {
+  const bool delegated = held.size() == 1 && held.front().owner.number == kDelegate;
+  return delegated ? held.front().owner.session : SessionId();
+}
+
 std::optional<HeldLock> find_conflict(const LockList& held, const HeldLock& wanted) {
   if (wanted.type == LockType::kUnlock) return std::nullopt;
   const auto found =

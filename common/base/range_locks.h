@@ -49,6 +49,13 @@ struct HeldLock {
 /// Ordered by owner, then range; an owner's ranges do not overlap.
 using LockList = std::vector<HeldLock>;
 
+/// A file's lock list may be delegated to a session: then that session's mount answers for it, and
+/// the list that the cluster keeps holds nothing but one lock of the whole file, of this owner.
+inline constexpr std::uint64_t kDelegate = UINT64_MAX;
+HeldLock delegation_to(SessionId session);
+/// The session that the list is delegated to; none.
+SessionId delegate_of(const LockList& held);
+
 /// The first lock of another owner that keeps `wanted` from being granted; none if nothing does.
 std::optional<HeldLock> find_conflict(const LockList& held, const HeldLock& wanted);
 bool conflicts(const HeldLock& held, const HeldLock& wanted);

@@ -115,7 +115,7 @@ struct CommandResult {
   Epoch epoch;              ///< OpenSession
   Version version;          ///< Commit
   std::uint64_t count = 0;  ///< PruneHistory: keys done; DropChunks: dropped; FoldPatches: chunks
-                            ///< put; CountQuota: records looked at
+                            ///< put; CountQuota: records looked at; Lock: 1: delegated
   bool operator==(const CommandResult&) const = default;
 };
 

@@ -117,6 +117,13 @@ struct CallbackRequest {
     bool operator==(const Item&) const = default;
   };
   std::vector<Item> items;
+  /// Delegations that others ask for: answered when they are returned (ReturnLocksOp).
+  struct Recall {
+    InodeId inode;
+    LockSpace space = LockSpace::kPosix;
+    bool operator==(const Recall&) const = default;
+  };
+  std::vector<Recall> recalls = {};
 };
 struct CallbackReply {
   std::vector<InodeId> open;  ///< of the items that ask, those that are open in this client
@@ -402,7 +409,20 @@ struct LockOp {
   std::uint32_t pid = 0;
   /// Not 0: the owner waits in the primary's queue under this number (WaitLock) and takes its turn.
   std::uint64_t ticket = 0;
+  /// With a lock: the session asks to answer for the file's locks of this space from now on. In the
+  /// command: the primary has nothing against it. It becomes so (MutationReply::delegated) if no
+  /// other session holds one.
+  bool delegate = false;
   bool operator==(const LockOp&) const = default;
+};
+
+/// Ends a delegation of the session: `held` are the locks that its programs hold at that moment. If
+/// the file is not delegated to it, nothing changes.
+struct ReturnLocksOp {
+  InodeId inode;
+  LockSpace space = LockSpace::kPosix;
+  LockList held;  ///< the owners' session is the request's; at most kLocksPerFileMax
+  bool operator==(const ReturnLocksOp&) const = default;
 };
 
 /// What was read, and when: the inode's atime rises to that, unless something has changed the inode
@@ -432,7 +452,7 @@ struct SetQuotaOp {
 
 using Mutation = std::variant<CreateOp, LinkOp, UnlinkOp, RmdirOp, RenameOp, SetAttrOp, SetXattrOp,
                               RemoveXattrOp, CommitOp, ReleaseOrphansOp, LockOp, NoteReadsOp,
-                              CreateUnnamedOp, SetQuotaOp>;
+                              CreateUnnamedOp, SetQuotaOp, ReturnLocksOp>;
 
 struct MutationRequest {
   SessionId session;
@@ -457,6 +477,9 @@ struct MutationReply {
                                 ///< be 0); of an exchange the other inode
   bool removed_leased = false;
   Version version;  ///< commit: the new version
+  /// LockOp: the session answers for the file's locks of that space. What it holds and does not
+  /// hold there is its own to say; an unlock has changed nothing.
+  bool delegated = false;
 };
 
 // ---------------------------------------------------------------- locks

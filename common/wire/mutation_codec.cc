@@ -43,6 +43,7 @@ std::string encode(const MutationReply& value) {
   if (value.removed) wire::write(out.initRemoved(), *value.removed);
   out.setRemovedLeased(value.removed_leased);
   out.setVersion(value.version.value());
+  out.setDelegated(value.delegated);
   return writer.finish();
 }
 template <>
@@ -68,6 +69,7 @@ Result<MutationReply> decode<MutationReply>(std::string_view bytes) {
         }
         value.removed_leased = in.getRemovedLeased();
         value.version = Version(in.getVersion());
+        value.delegated = in.getDelegated();
         return value;
       });
 }

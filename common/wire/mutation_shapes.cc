@@ -1,4 +1,5 @@
 // The union of mutations, which requests and log commands share.
+#include "common/base/limits.h"
 #include "common/wire/shapes.h"
 
 namespace fermata::wire {
@@ -122,6 +123,19 @@ struct OpWriter {
               op.inodes);
   }
   void operator()(const LockOp& op) { wire::write(out.initLock(), op); }
+  void operator()(const ReturnLocksOp& op) {
+    auto b = out.initReturnLocks();
+    b.setInode(op.inode.value());
+    b.setSpace(static_cast<std::uint8_t>(op.space));
+    auto held = b.initHeld(static_cast<unsigned>(op.held.size()));
+    for (unsigned i = 0; i < op.held.size(); ++i) {
+      held[i].setOwner(op.held[i].owner.number);
+      held[i].setFirst(op.held[i].range.first);
+      held[i].setLast(op.held[i].range.last);
+      held[i].setType(static_cast<std::uint8_t>(op.held[i].type));
+      held[i].setPid(op.held[i].pid);
+    }
+  }
   void operator()(const SetQuotaOp& op) {
     auto b = out.initSetQuota();
     b.setKind(static_cast<std::uint8_t>(op.kind));
@@ -283,6 +297,29 @@ Result<fermata::Mutation> wrap(Result<Op> op) {
   return fermata::Mutation(std::move(*op));
 }
 
+bool is_range(const LockRange& range) {
+  return range.first <= range.last && range.last <= kLockEnd;
+}
+
+Result<ReturnLocksOp> read_return_locks(Mutation::ReturnLocks::Reader in) {
+  ReturnLocksOp op;
+  op.inode = InodeId(in.getInode());
+  if (in.getSpace() < 1 || in.getSpace() > 2) return Errc::kUnsupported;
+  op.space = static_cast<LockSpace>(in.getSpace());
+  if (in.getHeld().size() > kLocksPerFileMax) return Errc::kBadMessage;
+  for (const auto each : in.getHeld()) {
+    HeldLock lock;
+    lock.owner.number = each.getOwner();
+    lock.range = {each.getFirst(), each.getLast()};
+    if (each.getType() < 1 || each.getType() > 2) return Errc::kUnsupported;
+    lock.type = static_cast<LockType>(each.getType());
+    lock.pid = each.getPid();
+    if (!is_range(lock.range)) return Errc::kBadMessage;
+    op.held.push_back(lock);
+  }
+  return op;
+}
+
 }  // namespace
 
 void write(schema::Mutation::Lock::Builder out, const LockOp& value) {
@@ -294,6 +331,7 @@ void write(schema::Mutation::Lock::Builder out, const LockOp& value) {
   out.setLast(value.range.last);
   out.setPid(value.pid);
   out.setTicket(value.ticket);
+  out.setDelegate(value.delegate);
 }
 
 Result<LockOp> read(schema::Mutation::Lock::Reader in) {
@@ -304,9 +342,10 @@ Result<LockOp> read(schema::Mutation::Lock::Reader in) {
   op.type = static_cast<LockType>(in.getType());
   op.owner = in.getOwner();
   op.range = {in.getFirst(), in.getLast()};
-  if (op.range.first > op.range.last || op.range.last > kLockEnd) return Errc::kBadMessage;
+  if (!is_range(op.range)) return Errc::kBadMessage;
   op.pid = in.getPid();
   op.ticket = in.getTicket();
+  op.delegate = in.getDelegate();
   return op;
 }
 
@@ -344,6 +383,8 @@ Result<fermata::Mutation> read(schema::Mutation::Reader in) {
       return wrap(read_create_unnamed(in.getCreateUnnamed()));
     case Mutation::SET_QUOTA:
       return wrap(read_set_quota(in.getSetQuota()));
+    case Mutation::RETURN_LOCKS:
+      return wrap(read_return_locks(in.getReturnLocks()));
   }
   return Errc::kUnsupported;
 }

@@ -123,6 +123,11 @@ Result<CallbackRequest::Item> read_item(schema::CallbackRequest::Item::Reader in
   return item;
 }
 
+Result<CallbackRequest::Recall> read_recall(schema::CallbackRequest::Recall::Reader in) {
+  if (in.getSpace() < 1 || in.getSpace() > 2) return Errc::kUnsupported;
+  return CallbackRequest::Recall{InodeId(in.getInode()), static_cast<LockSpace>(in.getSpace())};
+}
+
 }  // namespace
 
 std::string encode(const CloseSessionRequest& value) { return encode_ref(value); }
@@ -150,17 +155,27 @@ std::string encode(const CallbackRequest& value) {
     auto names = items[i].initNames(static_cast<unsigned>(item.names.size()));
     for (unsigned n = 0; n < item.names.size(); ++n) names.set(n, blob(item.names[n]));
   }
+  auto recalls = out.initRecalls(static_cast<unsigned>(value.recalls.size()));
+  for (unsigned i = 0; i < value.recalls.size(); ++i) {
+    recalls[i].setInode(value.recalls[i].inode.value());
+    recalls[i].setSpace(static_cast<std::uint8_t>(value.recalls[i].space));
+  }
   return writer.finish();
 }
 template <>
 Result<CallbackRequest> decode<CallbackRequest>(std::string_view bytes) {
   return wire::decode_message<schema::CallbackRequest>(
       as_bytes(bytes), [](schema::CallbackRequest::Reader in) -> Result<CallbackRequest> {
-        CallbackRequest value{Stamp(in.getStamp()), {}};
+        CallbackRequest value{Stamp(in.getStamp()), {}, {}};
         if (in.getItems().size() > wire::kIdsMax) return Errc::kBadMessage;
+        if (in.getRecalls().size() > wire::kIdsMax) return Errc::kBadMessage;
         for (const auto item : in.getItems()) {
           FM_TRY(auto read, read_item(item));
           value.items.push_back(std::move(read));
+        }
+        for (const auto recall : in.getRecalls()) {
+          FM_TRY(const auto read, read_recall(recall));
+          value.recalls.push_back(read);
         }
         return value;
       });

@@ -34,6 +34,8 @@ class ClientSession {
     return stamp.value() >= valid_from_.load(std::memory_order_acquire) &&
            unsettled_.load(std::memory_order_acquire) == 0 && clock_.now() < lease_until();
   }
+  /// The cluster has not ended the session, nor will it yet.
+  bool runs(SessionId session) const { return id() == session && clock_.now() < lease_until(); }
   /// When the session lease ends unless it is renewed: kernel timeouts must not outlive it.
   TimePoint lease_until() const {
     return TimePoint(Duration(lease_until_.load(std::memory_order_acquire)));
@@ -50,6 +52,7 @@ class ClientSession {
   // from begin_unsettled() on no lease holds, after settled() those stamped later than `stamp` do.
   void begin_unsettled() { unsettled_.fetch_add(1, std::memory_order_acq_rel); }
   void settled(Stamp stamp);
+  bool is_settled() const { return unsettled_.load(std::memory_order_acquire) == 0; }
 
   /// Grows whenever the cluster says that the session lives.
   std::uint64_t confirmations() const { return confirmations_.load(std::memory_order_acquire); }

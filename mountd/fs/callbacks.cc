@@ -53,6 +53,9 @@ asio::awaitable<CallbackReply> FileSystem::on_callback(CallbackRequest request) 
     store_->drop_clean(item.inode);
   }
   co_await invalidate(std::move(dropped));
+  for (const auto& recall : request.recalls) {
+    co_await hand_back(loops_.front(), recall.inode, recall.space);
+  }
   co_return reply;
 }
 
@@ -65,6 +68,7 @@ asio::awaitable<void> FileSystem::on_new_session(SessionId fresh) {
   LoopContext& here = loops_.front();
   std::size_t fenced = 0;
   std::size_t unlocked = 0;
+  locks_.forget_delegations_but_of(fresh);
   for (const auto& file : table_.held_files()) {
     CachePin copy;
     {

@@ -4,7 +4,7 @@
 // is a coroutine of the same loop, with that loop's own client. Spread over files by subject:
 // file_system.cc (attributes, bookkeeping), namespace_ops.cc, directory_ops.cc, open.cc (open,
 // create, release), file_io.cc, xattr_ops.cc, commit.cc (flush, fsync, write-back), lock_ops.cc,
-// lock_release.cc, locked_content.cc, callbacks.cc.
+// lock_delegation.cc, lock_release.cc, locked_content.cc, callbacks.cc.
 //
 // Rules that hold throughout: a lock is never held across a co_await or a reply; a kernel lookup is
 // counted before the answer that grants it is sent; what the kernel may cache ends no later than
@@ -61,6 +61,7 @@ struct LoopContext {
 struct FsOptions {
   bool read_only = false;
   bool passthrough = true;
+  bool lock_delegation = true;  ///< asks to answer for the locks of files that only it uses
   AtimeRule atime = AtimeRule::kRelative;
   std::chrono::nanoseconds attr_timeout = std::chrono::hours(1);   ///< at most; the lease bounds it
   std::chrono::nanoseconds entry_timeout = std::chrono::hours(1);  ///< at most; the lease bounds it
@@ -429,7 +430,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   static std::uint64_t owner_of(Handle& open, std::uint64_t kernel_owner);
   void start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp op, bool wait,
                   StatusReply reply);
-  Task<struct flock> do_find_lock(LoopContext& at, LockOp op);
+  Task<struct flock> do_find_lock(LoopContext& at, std::shared_ptr<InodeLocks> locks, LockOp op);
+  Task<FindLockReply> find_lock(LoopContext& at, std::shared_ptr<InodeLocks> locks, LockOp op);
   Task<void> do_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op, pid_t caller,
                      std::shared_ptr<LockJob> job);
   awaitable<void> run_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
@@ -448,6 +450,23 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   awaitable<void> settle_doubt_behind(LoopContext& at, FilePtr file, LockOp op);
   /// The cluster has of the owner's locks in op.range what the mirror has.
   Task<void> make_as_noted(LoopContext& at, FilePtr file, LockOp op);
+
+  // lock_delegation.cc: inside the file's gate for locks
+  /// This mount decides on the file's locks, in that session.
+  bool answers_for(InodeId inode, LockSpace space, SessionId session) const;
+  bool wants_delegation(const LockOp& op) const;
+  /// What the cluster's answer to a lock request says about it.
+  void note_delegation(const LockOp& op, SessionId session, bool delegated);
+  /// The delegated file's locks with the request carried out. EAGAIN, ENOLCK: they stay as they
+  /// are.
+  fermata::Status lock_here(const LockOp& op, SessionId session, std::uint64_t through);
+  /// If there is a delegation, the cluster has the file's locks again after this.
+  Task<void> return_locks(LoopContext& at, InodeId inode, LockSpace space);
+  /// The same from outside the gate.
+  awaitable<void> hand_back(LoopContext& at, InodeId inode, LockSpace space);
+  /// After a last close: hands back what stays unused.
+  void expect_hand_back(LoopContext& at, InodeId inode);
+  awaitable<void> hand_back_unused(LoopContext& at);
 
   // lock_release.cc
   bool releases_write(const LockOp& op) const;
@@ -561,6 +580,10 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Mutex reads_mutex_;
   std::unordered_set<InodeId> reads_ FM_GUARDED_BY(reads_mutex_);  // noted, not told yet
   bool reads_running_ FM_GUARDED_BY(reads_mutex_) = false;
+
+  Mutex unused_mutex_;
+  std::set<InodeId> unused_ FM_GUARDED_BY(unused_mutex_);  // delegated, and closed
+  bool unused_running_ FM_GUARDED_BY(unused_mutex_) = false;
 
   Mutex statfs_mutex_;
   std::optional<StatFsReply> statfs_ FM_GUARDED_BY(statfs_mutex_);

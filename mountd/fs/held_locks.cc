@@ -73,6 +73,38 @@ bool HeldLocks::in_the_way(InodeId inode, LockSpace space, const HeldLock& wante
   return held != nullptr && find_conflict(*held, wanted).has_value();
 }
 
+void HeldLocks::set_delegation(InodeId inode, LockSpace space, SessionId session, Delegation now) {
+  MutexLock guard(mutex_);
+  if (now == Delegation::kNone) {
+    delegations_.erase({inode, space});
+  } else {
+    delegations_[{inode, space}] = {session, now};
+  }
+}
+
+void HeldLocks::forget_delegations_but_of(SessionId session) {
+  MutexLock guard(mutex_);
+  std::erase_if(delegations_, [&](const auto& each) { return each.second.first != session; });
+}
+
+HeldLocks::Delegation HeldLocks::delegation(InodeId inode, LockSpace space,
+                                            SessionId session) const {
+  MutexLock guard(mutex_);
+  const auto found = delegations_.find({inode, space});
+  const bool known = found != delegations_.end() && found->second.first == session;
+  return known ? found->second.second : Delegation::kNone;
+}
+
+LockList HeldLocks::of_session(InodeId inode, LockSpace space, SessionId session) const {
+  LockList out;
+  MutexLock guard(mutex_);
+  const LockList* held = find({inode, space});
+  if (held == nullptr) return out;
+  std::ranges::copy_if(*held, std::back_inserter(out),
+                       [&](const HeldLock& lock) { return lock.owner.session == session; });
+  return out;
+}
+
 std::vector<LockOp> undo_of(const LockOp& op, const LockList& before) {
   std::vector<LockOp> out;
   const auto add = [&](LockType type, std::uint64_t first, std::uint64_t last) {

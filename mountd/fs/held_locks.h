@@ -1,5 +1,6 @@
-// The advisory locks that programs of this mount hold, as the cluster has them: what must be
-// released with a close, what a release must commit first, what a lost session takes away.
+// The advisory locks that programs of this mount hold: what must be released with a close, what a
+// release must commit first, what a lost session takes away. The cluster has the same, but for
+// files whose locks are delegated to this mount's session: there this is what decides.
 //
 // Thread-safety: any thread.
 #pragma once
@@ -36,6 +37,19 @@ class HeldLocks {
   /// Whether another owner of this mount is in the way of `wanted`.
   bool in_the_way(InodeId inode, LockSpace space, const HeldLock& wanted) const;
 
+  // --- delegations: of one session, inside the file's gate for locks
+  enum class Delegation {
+    kNone,
+    kHeld,
+    kUnsure,  ///< a request about it has not been answered: it is returned before anything else
+  };
+  void set_delegation(InodeId inode, LockSpace space, SessionId session, Delegation now);
+  /// Those of other sessions are over.
+  void forget_delegations_but_of(SessionId session);
+  Delegation delegation(InodeId inode, LockSpace space, SessionId session) const;
+  /// What is held under grants of the session.
+  LockList of_session(InodeId inode, LockSpace space, SessionId session) const;
+
  private:
   struct Held {
     LockList locks;
@@ -46,6 +60,7 @@ class HeldLocks {
 
   mutable Mutex mutex_;
   std::map<Key, Held> held_ FM_GUARDED_BY(mutex_);
+  std::map<Key, std::pair<SessionId, Delegation>> delegations_ FM_GUARDED_BY(mutex_);
 };
 
 /// The requests that make an owner's locks in op.range what they were `before` it was granted.

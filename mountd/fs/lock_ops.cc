@@ -1,6 +1,7 @@
 // flock and fcntl locks across machines.
 //
-// The cluster holds the locks; taking one brings the open copy up to the newest version in place,
+// The cluster holds the locks, or has delegated those of a file to this mount (lock_delegation.cc);
+// taking one brings the open copy up to the newest version in place,
 // releasing a write lock commits it first: programs that lock see each other's work without a close
 // in between. A lock request is a task of its own, so that a signal may end the wait for it: what
 // is granted after that is given back.
@@ -60,18 +61,35 @@ void FileSystem::getlk(Ctx ctx, NodeHandle, const LockRequest& request, LockRepl
   op.type = *type;
   op.owner = owner_of(*open, request.owner);
   op.range = range_of(request.range);
-  auto task = do_find_lock(at(reply), std::move(op));
+  auto task = do_find_lock(at(reply), open->file->locks, std::move(op));
   run_request(ctx, std::move(reply), std::move(task),
               [](LockReply& to, const struct flock& found) { to.lock(found); });
 }
 
-Task<struct flock> FileSystem::do_find_lock(LoopContext& at, LockOp op) {
-  FM_CO_TRY(auto reply, co_await at.client->find_lock(op));
+Task<FindLockReply> FileSystem::find_lock(LoopContext& at, std::shared_ptr<InodeLocks> locks,
+                                          LockOp op) {
+  const SessionId session = session_.id();
+  if (answers_for(op.inode, op.space, session)) {
+    FM_CO_TRY(const auto pass, co_await locks->gate.enter());
+    if (answers_for(op.inode, op.space, session)) {
+      FindLockReply reply;
+      reply.held = find_conflict(locks_.of_session(op.inode, op.space, session),
+                                 {{session, op.owner}, op.range, op.type, op.pid});
+      co_return reply;
+    }
+  }
+  // Outside the gate: what is delegated to this mount has to be returned through it first.
+  co_return co_await at.client->find_lock(op);
+}
+
+Task<struct flock> FileSystem::do_find_lock(LoopContext& at, std::shared_ptr<InodeLocks> locks,
+                                            LockOp op) {
+  FM_CO_TRY(auto reply, co_await find_lock(at, locks, op));
   if (reply.held && reply.held->owner.session == session_.id()) {
     const std::uint64_t holder = reply.held->owner.number;
     FM_CO_CHECK(co_await settle_releases(at, op.inode));
     if (!locks_.holds(op.inode, op.space, holder)) {
-      FM_CO_TRY(reply, co_await at.client->find_lock(op));
+      FM_CO_TRY(reply, co_await find_lock(at, locks, op));
     }
   }
   struct flock out {};
@@ -202,7 +220,8 @@ asio::awaitable<void> FileSystem::run_lock(LoopContext& at, Credentials who, Fil
   auto granted = co_await try_lock(at, who, file, op, job->through);
   const HeldLock wanted{{session_.id(), op.owner}, op.range, op.type, op.pid};
   const auto in_the_way = [&] { return locks_.in_the_way(op.inode, op.space, wanted); };
-  if (!granted && would_wait(granted.error()) && op.ticket == 0 && in_the_way()) {
+  const bool here = answers_for(op.inode, op.space, session_.id());
+  if (!granted && would_wait(granted.error()) && (op.ticket == 0 || here) && in_the_way()) {
     (void)co_await settle_releases(at, op.inode);
     if (!in_the_way() && !job->given_up)
       granted = co_await try_lock(at, who, file, op, job->through);
@@ -261,11 +280,27 @@ Task<LockList> FileSystem::change_lock(LoopContext& at, Credentials who, LockOp 
     if (acquires && locks_.lost_any(op.inode, op.space, op.owner, session)) {
       co_return std::errc::io_error;
     }
+    if (answers_for(op.inode, op.space, session)) {
+      FM_CO_CHECK(lock_here(op, session, through));
+      co_return before;
+    }
+    if (locks_.delegation(op.inode, op.space, session) != HeldLocks::Delegation::kNone) {
+      FM_CO_CHECK(co_await return_locks(at, op.inode, op.space));
+    }
+    op.delegate = wants_delegation(op);
     reply = co_await at.client->mutate(who, op, {}, session);
+    if (reply) note_delegation(op, session, reply->delegated);
+    if (!reply && op.delegate && !would_wait(reply.error())) {
+      locks_.set_delegation(op.inode, op.space, session, HeldLocks::Delegation::kUnsure);
+    }
   }
   const bool gone = !reply && !acquires && reply.error() == Errc::kSessionExpired;
   if (!reply && !gone) co_return reply.error();
-  locks_.apply(op.inode, op.space, {{session, op.owner}, op.range, op.type, op.pid}, through);
+  if (reply && reply->delegated) {
+    FM_CO_CHECK(lock_here(op, session, through));
+  } else {
+    locks_.apply(op.inode, op.space, {{session, op.owner}, op.range, op.type, op.pid}, through);
+  }
   if (!gone && reply->attr) {
     const Attr attr = *reply->attr;
     co_await settle_lineage(at, attr);

@@ -106,6 +106,7 @@ std::string Mountd::open_session() {
   fs.read_only = options_.read_only;
   fs.atime = options_.atime;
   fs.passthrough = options_.passthrough;
+  fs.lock_delegation = options_.lock_delegation;
   fs.attr_timeout = options_.attr_timeout;
   fs.entry_timeout = options_.entry_timeout;
   fs.identity = options_.identity;

@@ -59,7 +59,7 @@ void NodeTable::trim() {
       entry_count_ -= victim.directory->entries.size();
       victim.directory.reset();
     }
-    if (!victim.nodes.empty()) {
+    if (!victim.nodes.empty() || !victim.locks.expired()) {
       lru_.splice(lru_.end(), lru_, victim.place);
       continue;
     }
@@ -126,14 +126,24 @@ NodeTable::Node* NodeTable::settled_node(Inode& of) {
   return &newest_node(of);
 }
 
+std::shared_ptr<InodeLocks> NodeTable::shared_locks(Inode& of) {
+  auto locks = of.locks.lock();
+  if (!locks) of.locks = locks = std::make_shared<InodeLocks>();
+  return locks;
+}
+
+std::shared_ptr<InodeLocks> NodeTable::locks_of(InodeId id) {
+  MutexLock lock(mutex_);
+  return shared_locks(inode(id));
+}
+
 NodeTable::Node& NodeTable::make_node(Inode& of) {
   Node made;
   made.handle = NodeHandle{next_node_++};
   made.inode = of.id;
   made.version = of.attr.version;
   if (of.attr.type == FileType::kRegular) {
-    if (!of.locks) of.locks = std::make_shared<InodeLocks>();
-    made.file = std::make_shared<FileState>(of.id, made.handle, of.locks);
+    made.file = std::make_shared<FileState>(of.id, made.handle, shared_locks(of));
     made.shown = of.attr;
   }
   of.nodes.push_back(made.handle);
@@ -232,7 +242,6 @@ std::shared_ptr<FileState> NodeTable::remove_if_unused(NodeHandle handle) {
     std::erase(of->nodes, handle);
     if (of->current == handle) of->current = of->nodes.empty() ? kNoNode : of->nodes.back();
     if (of->nodes.empty()) {
-      of->locks.reset();
       of->names.clear();
       of->more_names = false;
     }

@@ -178,6 +178,8 @@ class NodeTable {
   }
   /// Whether any lineage of the inode is held, or it is a special file that may be open.
   bool in_use(InodeId inode);
+  /// What its nodes share, those to come included while the answer is kept.
+  std::shared_ptr<InodeLocks> locks_of(InodeId inode);
   /// All lineages of the inode, newest last.
   std::vector<std::shared_ptr<FileState>> files_of(InodeId inode);
   /// Every file that somebody holds.
@@ -238,7 +240,7 @@ class NodeTable {
     Stamp called_back;
     NodeHandle current = kNoNode;
     std::vector<NodeHandle> nodes;
-    std::shared_ptr<InodeLocks> locks;                   // regular files only
+    std::weak_ptr<InodeLocks> locks;                     // regular files only
     std::vector<std::pair<InodeId, std::string>> names;  // that the kernel may have
     bool more_names = false;
     InodeId seen_in;  // where it was last seen, and under which name; valid or not
@@ -258,6 +260,7 @@ class NodeTable {
   static bool wants_read(const Inode& of, Timestamp now, AtimeRule rule);
   void apply_locked(Inode& to, const Attr& attr, Stamp stamp, bool leased) FM_REQUIRES(mutex_);
   Node& newest_node(Inode& of) FM_REQUIRES(mutex_);
+  std::shared_ptr<InodeLocks> shared_locks(Inode& of) FM_REQUIRES(mutex_);
   Node& make_node(Inode& of) FM_REQUIRES(mutex_);
   View view(const Node& node, const Inode& of) const FM_REQUIRES(mutex_);
   static bool idle(const Node& node);

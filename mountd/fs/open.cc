@@ -634,6 +634,7 @@ void FileSystem::close_handle(LoopContext& at, std::uint64_t fh) {
     MutexLock lock(file->mutex);
     last = --file->opens == 0;
   }
+  if (last) expect_hand_back(at, file->inode);
   const bool last_writer = closed->writable && file->writers.fetch_sub(1) == 1;
   if (last_writer) {
     const bool tracked = closed->mode == IoMode::kOrdinary;

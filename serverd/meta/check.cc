@@ -193,6 +193,8 @@ class Checker {
       FM_TRY(const LockList locks, decode_locks(value));
       if (locks.empty()) problem(name_of(inode) + ": an empty list of locks is kept");
       for (std::size_t i = 0; i < locks.size(); ++i) {
+        if (locks[i].owner.number == kDelegate && locks.size() != 1)
+          problem(name_of(inode) + ": locks beside a delegation");
         if (!sessions.contains(locks[i].owner.session))
           problem(name_of(inode) + ": a lock of a session that is over");
         for (std::size_t j = 0; j < i; ++j)

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "common/wire/message_codec.h"
+#include "serverd/service/callbacks.h"
 
 namespace fermata::serverd {
 
@@ -17,6 +18,8 @@ constexpr Duration kAnswerAfter = 3s;  // below what clients wait for one answer
 constexpr Duration kForgetAfter = 20s;
 constexpr Duration kYieldMax = 1s;
 constexpr Duration kTick = 250ms;
+constexpr Duration kCoolDown = 1s;
+constexpr Duration kRecallAgainAfter = 20ms;
 
 HeldLock wanted_by(SessionId session, const LockOp& op) {
   return {{session, op.owner}, op.range, op.type, op.pid};
@@ -35,6 +38,11 @@ asio::awaitable<Response> LockService::find(Request request) {
   if (!message) co_return failed(message.error());
   if (auto status = co_await readable(node_); !status) {
     co_return status.error() == Errc::kNotPrimary ? not_primary(node_) : failed(status.error());
+  }
+  const auto returned = co_await recall(message->lock.inode, message->lock.space, SessionId());
+  if (!returned) {
+    const auto error = returned.error();
+    co_return error == Errc::kNotPrimary ? not_primary(node_) : failed(error);
   }
   const auto held = node_.ns->locks(message->lock.inode, message->lock.space);
   if (!held) co_return failed(held.error());
@@ -66,21 +74,11 @@ asio::awaitable<Response> LockService::wait(Request request) {
     co_return answer(false);
   }
   const HeldLock wanted = wanted_by(session, op);
-  if (message->detect_deadlock) {
-    const auto deadlock = would_deadlock(key, wanted);
-    if (!deadlock) co_return failed(deadlock.error());
-    if (*deadlock) {
-      if (waiter) leave(key, *queue, waiter);
-      node_.count("lock_deadlocks");
-      co_return failed(std::errc::resource_deadlock_would_occur);
-    }
-  }
   if (!waiter) {
     if (waiting_ >= kWaitersMax) co_return failed(std::errc::no_lock_available);
     waiter = std::make_shared<Waiter>();
     waiter->wanted = wanted;
     waiter->ticket = op.ticket;
-    waiter->detect_deadlock = message->detect_deadlock;
     queue->waiters.push_back(waiter);
     ++waiting_;
     node_.count("lock_waits");
@@ -89,12 +87,33 @@ asio::awaitable<Response> LockService::wait(Request request) {
     ticking_ = true;
     node_.tasks.spawn("lock queues", tick());
   }
+  note_contended(key);
   const Term term = node_.term;
   const TimePoint until = node_.env.now() + kAnswerAfter;
   ++waiter->asking;
-  bool free = false;
+  // From here on it is not delegated. What the waiter may be waiting for has to be in the state.
+  const auto returned = co_await recall(op.inode, op.space, SessionId());
   std::error_code error;
+  if (!returned) error = returned.error();
+  if (!error && message->detect_deadlock && !waiter->gone) {
+    const auto deadlock = would_deadlock(key, wanted);
+    if (!deadlock) error = deadlock.error();
+    if (deadlock && *deadlock) {
+      leave(key, *queue, waiter);
+      node_.count("lock_deadlocks");
+      co_return failed(std::errc::resource_deadlock_would_occur);
+    }
+  }
+  // Before that it is in no circle that another one would close: one of them goes on.
+  waiter->detect_deadlock = message->detect_deadlock;
+  bool free = false;
   while (!waiter->gone && !free && !error && node_.env.now() < until) {
+    const auto held = node_.ns->locks(op.inode, op.space);
+    if (held && delegate_of(*held)) {
+      const auto again = co_await recall(op.inode, op.space, SessionId());
+      if (!again) error = again.error();
+      continue;
+    }
     const auto turn = is_turn(key, *queue, *waiter);
     if (!turn) {
       error = turn.error();
@@ -118,6 +137,8 @@ bool LockService::is_turn_of(SessionId session, const LockOp& op) {
   const Key key{op.inode, op.space};
   const auto found = queues_.find(key);
   if (found == queues_.end()) return true;
+  const auto held = node_.ns->locks(op.inode, op.space);
+  if (held && delegate_of(*held) == session) return true;
   Waiter newcomer;
   newcomer.wanted = wanted_by(session, op);
   const auto waiter = waiter_of(*found->second, newcomer.wanted.owner, op.ticket);
@@ -160,10 +181,14 @@ void LockService::tidy() {
     }
     queues_.clear();
     waiting_ = 0;
+    for (const auto& [key, over] : recalls_) over->notify_all();
+    recalls_.clear();
+    contended_.clear();
     term_ = node_.term;
     return;
   }
   const TimePoint now = node_.env.now();
+  std::erase_if(contended_, [&](const auto& each) { return now - each.second >= kCoolDown; });
   for (auto at = queues_.begin(); at != queues_.end();) {
     const auto here = at++;
     const Key key = here->first;
@@ -256,6 +281,72 @@ void LockService::leave(const Key& key, Queue& queue, const std::shared_ptr<Wait
   queue.changed.notify_all();
   if (queue.waiters.empty()) queues_.erase(key);
 }
+
+// --- delegations
+
+Task<void> LockService::recall(InodeId inode, LockSpace space, SessionId except) {
+  const Key key{inode, space};
+  const Term term = node_.term;
+  while (true) {
+    FM_CO_TRY(const LockList held, node_.ns->locks(inode, space));
+    const SessionId holder = delegate_of(held);
+    if (!holder || holder == except) co_return Status();
+    tidy();
+    const auto under_way = recalls_.find(key);
+    std::shared_ptr<Signal> over;
+    if (under_way != recalls_.end()) {
+      over = under_way->second;
+    } else {
+      over = std::make_shared<Signal>(node_.env.executor());
+      recalls_.emplace(key, over);
+      note_contended(key);
+      node_.count("lock_recalls");
+      node_.tasks.spawn("recall locks", call_back(key, holder, over));
+    }
+    if (const auto error = co_await over->wait()) co_return error;
+    if (!node_.serves(term)) co_return Errc::kNotPrimary;
+  }
+}
+
+asio::awaitable<void> LockService::call_back(Key key, SessionId holder,
+                                             std::shared_ptr<Signal> over) {
+  const Term term = node_.term;
+  CallbackRequest request;
+  request.stamp = node_.leases.next_stamp();
+  request.recalls.push_back({key.first, key.second});
+  std::map<SessionId, CallbackRequest> requests;
+  requests.emplace(holder, std::move(request));
+  (void)co_await node_.callbacks->break_leases(std::move(requests), InodeId());
+  // A soft mount may answer and still not know whether its return has arrived.
+  const auto held = node_.ns->locks(key.first, key.second);
+  if (node_.serves(term) && held && delegate_of(*held) == holder)
+    (void)co_await node_.env.sleep_for(kRecallAgainAfter);
+  const auto found = recalls_.find(key);
+  if (found != recalls_.end() && found->second == over) recalls_.erase(found);
+  over->notify_all();
+}
+
+bool LockService::may_delegate(SessionId session, const LockOp& op) {
+  tidy();
+  const Key key{op.inode, op.space};
+  if (contended_.contains(key) || recalls_.contains(key)) return false;
+  const auto found = queues_.find(key);
+  if (found == queues_.end()) return true;
+  const LockOwner owner{session, op.owner};
+  return std::ranges::all_of(found->second->waiters, [&](const auto& waiter) {
+    return waiter->wanted.owner == owner && waiter->ticket == op.ticket;
+  });
+}
+
+// Whoever waits for it goes on at once; the callback's answer is still on its way.
+void LockService::on_returned(InodeId inode, LockSpace space) {
+  const Key key{inode, space};
+  if (const auto found = recalls_.find(key); found != recalls_.end()) found->second->notify_all();
+  if (const auto found = queues_.find(key); found != queues_.end())
+    found->second->changed.notify_all();
+}
+
+void LockService::note_contended(const Key& key) { contended_[key] = node_.env.now(); }
 
 // Whoever waits looks again now and then: its time may be over, or its patience with the queue.
 asio::awaitable<void> LockService::tick() {

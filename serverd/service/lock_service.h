@@ -1,4 +1,5 @@
-// Who waits for which lock: the primary's queues, and the question who holds one.
+// Who waits for which lock: the primary's queues, the question who holds one, and delegations
+// called back.
 //
 // Held locks are replicated state (meta/ops/lock.cc); waiting is not. A client that wants to wait
 // tries the lock with a ticket, is refused, asks WaitLock until it is its turn, and tries again. A
@@ -7,6 +8,10 @@
 // Fairness: first come, first served among conflicting waiters of a file. Waiting for a waiter is
 // no wait for a lock, so it must not make deadlocks of its own: an owner that holds a lock on the
 // file passes the queue, and after kYieldMax everybody does.
+//
+// A delegated list of locks (docs/PROTOCOL.md) is called back before anything is decided on it. It
+// is delegated only while nobody waits here, so what a deadlock is made of is always in the state;
+// and not again for kCoolDown after more than one wanted it.
 //
 // Thread-safety: the node's executor.
 #pragma once
@@ -35,6 +40,14 @@ class LockService {
   void on_answered(SessionId session, const LockOp& op, bool granted);
   void on_sessions_ended(std::span<const SessionId> sessions);
 
+  /// Resumes when the list is delegated to nobody, or to `except`. Its holder has answered then, or
+  /// its session is over. Errors: kNotPrimary; operation_canceled.
+  Task<void> recall(InodeId inode, LockSpace space, SessionId except);
+  /// Nobody else is known to want the list that `op` locks in.
+  bool may_delegate(SessionId session, const LockOp& op);
+  /// Its holder has given it back.
+  void on_returned(InodeId inode, LockSpace space);
+
  private:
   struct Waiter {
     HeldLock wanted;
@@ -57,17 +70,21 @@ class LockService {
   std::shared_ptr<Queue> queue_of(const Key& key);
   std::shared_ptr<Waiter> waiter_of(const Queue& queue, const LockOwner& owner,
                                     std::uint64_t ticket) const;
+  void note_contended(const Key& key);
   Result<bool> is_turn(const Key& key, const Queue& queue, Waiter& waiter);
   /// Whether `wanted` waits, through others that wait, for itself.
   Result<bool> would_deadlock(const Key& key, const HeldLock& wanted) const;
   void leave(const Key& key, Queue& queue, const std::shared_ptr<Waiter>& waiter);
   boost::asio::awaitable<void> tick();
+  boost::asio::awaitable<void> call_back(Key key, SessionId holder, std::shared_ptr<Signal> over);
 
   NodeContext& node_;
   Term term_;
   std::map<Key, std::shared_ptr<Queue>> queues_;
   std::size_t waiting_ = 0;
   bool ticking_ = false;
+  std::map<Key, std::shared_ptr<Signal>> recalls_;  // under way
+  std::map<Key, TimePoint> contended_;              // when more than one wanted it last
 };
 
 }  // namespace fermata::serverd

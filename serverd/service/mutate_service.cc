@@ -89,7 +89,9 @@ asio::awaitable<Response> MutateService::mutate(Request request) {
       node_.count("duplicates_applied");
       co_return reply(*message, **known);
     }
-    if (flights_.size() >= node_.config.mutations_max) co_return failed(Errc::kRetry);
+    // Those that are here may be waiting for a return.
+    const bool returns = std::holds_alternative<ReturnLocksOp>(message->op);
+    if (flights_.size() >= node_.config.mutations_max && !returns) co_return failed(Errc::kRetry);
     flight = std::make_shared<Flight>(std::move(*message), std::move(request.payload),
                                       node_.env.executor());
     flights_.emplace(key, flight);
@@ -118,12 +120,10 @@ asio::awaitable<void> MutateService::run(std::shared_ptr<Flight> flight) {
 
 Task<CommandResult> MutateService::execute(std::shared_ptr<Flight> flight) {
   const Mutation& op = flight->request.op;
-  bool unlocks = false;
-  if (const auto* lock = std::get_if<LockOp>(&op)) {
-    if (!node_.locks->is_turn_of(flight->request.session, *lock))
-      co_return refused(std::make_error_code(std::errc::resource_unavailable_try_again));
-    unlocks = lock->type == LockType::kUnlock;  // small, and no more of them than locks
-  }
+  // Small, and no more of them than locks.
+  const auto* lock = std::get_if<LockOp>(&op);
+  const bool unlocks = (lock != nullptr && lock->type == LockType::kUnlock) ||
+                       std::holds_alternative<ReturnLocksOp>(op);
   const bool wants_room = takes_room(op);
   if (const auto room = wants_room ? node_.space->room() : node_.space->room_to_free();
       !room && !unlocks) {
@@ -162,6 +162,13 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term 
   const MutationRequest& request = flight->request;
   FM_CO_CHECK(co_await readable(node_));
   if (!node_.serves(term)) co_return Errc::kRetry;
+  const auto* lock = std::get_if<LockOp>(&request.op);
+  if (lock != nullptr && lock->type != LockType::kUnlock) {
+    FM_CO_CHECK(co_await node_.locks->recall(lock->inode, lock->space, request.session));
+    if (!node_.serves(term)) co_return Errc::kRetry;
+    if (!node_.locks->is_turn_of(request.session, *lock))
+      co_return refused(std::make_error_code(std::errc::resource_unavailable_try_again));
+  }
   auto plan = plan_mutation(*node_.ns, request.session, request.op);
   if (!plan) co_return refused(plan.error());
   if (plan->found) {
@@ -189,6 +196,8 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term 
 
   MutateCommand mutate;
   mutate.op = request.op;
+  if (lock != nullptr && lock->delegate)
+    std::get<LockOp>(mutate.op).delegate = node_.locks->may_delegate(request.session, *lock);
   mutate.payload = std::string(as_text(flight->payload.view()));
   mutate.expected_inode = plan->expected_inode;
   // Removing a file would copy it to history first, for which there may be no room.
@@ -211,8 +220,10 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term 
   command.body = std::move(mutate);
   auto result = co_await node_.propose(std::move(command));
   marks.release();
-  if (const auto* lock = std::get_if<LockOp>(&request.op); lock != nullptr && result)
+  if (lock != nullptr && result)
     node_.locks->on_answered(request.session, *lock, result->error == 0);
+  if (const auto* back = std::get_if<ReturnLocksOp>(&request.op); back != nullptr && result)
+    node_.locks->on_returned(back->inode, back->space);
   if (commit != nullptr && commit->kind == CommitOp::Kind::kPatches && result)
     node_.folder->note(commit->inode);
   co_return result;

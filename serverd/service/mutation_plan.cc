@@ -131,10 +131,14 @@ struct Planner {
     FM_TRY(const Attr attr, state.attr(op.inode));
     // As the command would, but without a round through the log.
     FM_TRY(const LockList held, state.locks(op.inode, op.space));
+    const SessionId delegate = delegate_of(held);
+    if (delegate == session || op.type == LockType::kUnlock) return {};
+    if (delegate) return Errc::kRetry;
     const HeldLock wanted{{session, op.owner}, op.range, op.type, op.pid};
     if (find_conflict(held, wanted)) return std::errc::resource_unavailable_try_again;
     return {};
   }
+  Status operator()(const ReturnLocksOp&) { return {}; }
 };
 
 /// Fills a reply's fields from the state; an inode that is gone leaves its field absent.
@@ -206,7 +210,11 @@ struct Replier {
   void operator()(const ReleaseOrphansOp&) {}
   void operator()(const NoteReadsOp&) {}
   void operator()(const SetQuotaOp&) {}
-  void operator()(const LockOp& op) { reply.leased = fill(op.inode, reply.attr); }
+  void operator()(const LockOp& op) {
+    reply.leased = fill(op.inode, reply.attr);
+    reply.delegated = result.count != 0;
+  }
+  void operator()(const ReturnLocksOp&) {}
 };
 
 }  // namespace

@@ -1,4 +1,7 @@
 // Advisory locks: fcntl(2), flock(2). The list of a file's locks is one record.
+//
+// A delegated list has one entry, its holder's (common/base/range_locks.h): whoever holds what
+// among the programs of that session's mount is not known here until the list is returned.
 #include <algorithm>
 
 #include "common/base/limits.h"
@@ -28,17 +31,52 @@ Outcome apply_op(OpContext& context, const LockOp& op) {
   Txn& txn = context.txn;
   FM_TRY(const auto record, txn.inode(op.inode));
   if (!record) return refuse(std::errc::no_such_file_or_directory);
+  if (op.owner == kDelegate) return refuse(std::errc::invalid_argument);
   std::string key = key_of(op.inode, op.space);
   FM_TRY(LockList locks, locks_of(txn, key));
-  const HeldLock wanted{{context.command.session, op.owner}, op.range, op.type, op.pid};
+  const SessionId session = context.command.session;
+  CommandResult result;
+  result.inode = op.inode;
+  if (const SessionId delegate = delegate_of(locks); delegate == session) {
+    result.count = 1;
+    return result;
+  } else if (delegate && op.type != LockType::kUnlock) {
+    return refuse(Errc::kRetry);  // the primary has it returned first
+  }
+  const HeldLock wanted{{session, op.owner}, op.range, op.type, op.pid};
   if (find_conflict(locks, wanted)) return refuse(std::errc::resource_unavailable_try_again);
   const std::size_t before = locks.size();
   set_lock(locks, wanted);
   if (locks.size() > kLocksPerFileMax && locks.size() > before)
     return refuse(std::errc::no_lock_available);
+  const bool alone = std::ranges::all_of(
+      locks, [&](const HeldLock& lock) { return lock.owner.session == session; });
+  if (op.delegate && op.type != LockType::kUnlock && alone) {
+    locks = {delegation_to(session)};
+    result.count = 1;
+  }
   store(txn, std::move(key), locks);
+  return result;
+}
+
+Outcome apply_op(OpContext& context, const ReturnLocksOp& op) {
+  Txn& txn = context.txn;
+  const SessionId session = context.command.session;
+  FM_TRY(const auto record, txn.inode(op.inode));
+  if (!record) return refuse(std::errc::no_such_file_or_directory);
+  std::string key = key_of(op.inode, op.space);
+  FM_TRY(const LockList now, locks_of(txn, key));
   CommandResult result;
   result.inode = op.inode;
+  if (delegate_of(now) != session) return result;
+  LockList locks;
+  for (HeldLock lock : op.held) {
+    lock.owner.session = session;
+    if (lock.owner.number == kDelegate || find_conflict(locks, lock))
+      return refuse(std::errc::invalid_argument);
+    set_lock(locks, lock);
+  }
+  store(txn, std::move(key), locks);
   return result;
 }
 

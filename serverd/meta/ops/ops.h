@@ -37,6 +37,7 @@ Outcome apply_op(OpContext& context, const CommitOp& op);
 Outcome apply_op(OpContext& context, const ReleaseOrphansOp& op);
 Outcome apply_op(OpContext& context, const NoteReadsOp& op);
 Outcome apply_op(OpContext& context, const LockOp& op);
+Outcome apply_op(OpContext& context, const ReturnLocksOp& op);
 Outcome apply_op(OpContext& context, const SetQuotaOp& op);
 
 Outcome apply_bootstrap(Txn& txn, const fermata::Command& command, const BootstrapCommand& body);

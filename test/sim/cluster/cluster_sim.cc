@@ -274,7 +274,7 @@ struct CountName {
   std::uint64_t ClusterSimCounts::*value;
 };
 using C = ClusterSimCounts;
-constexpr std::array<CountName, 45> kCounts{{
+constexpr std::array<CountName, 47> kCounts{{
     {"runs", &C::runs},
     {"steps", &C::steps},
     {"virtual_ms", &C::virtual_ms},
@@ -316,6 +316,8 @@ constexpr std::array<CountName, 45> kCounts{{
     {"unknown", &C::unknown},
     {"cached_reads", &C::cached_reads},
     {"opens", &C::opens},
+    {"locks_here", &C::locks_here},
+    {"locks_returned", &C::locks_returned},
     {"commits", &C::commits},
     {"commands", &C::commands},
     {"digests", &C::digests},
@@ -375,6 +377,10 @@ const char* to_string(BrokenRule rule) {
       return "ignore-callbacks";
     case BrokenRule::kTrustExpiredLeases:
       return "trust-expired-leases";
+    case BrokenRule::kKeepDelegations:
+      return "keep-delegations";
+    case BrokenRule::kTrustOldDelegations:
+      return "trust-old-delegations";
   }
   return "unknown";
 }

@@ -19,18 +19,20 @@ namespace fermata::test {
 
 enum class BrokenRule : std::uint8_t {
   kNone,
-  kVoteTwice,           ///< a node forgets whom it voted for in a term
-  kApplyBeforeCommit,   ///< what is durable on one node is applied, and answered
-  kSkipSync,            ///< one node's disk says yes to every sync and does nothing
-  kServeWhenDeposed,    ///< a primary reads without lease or round
-  kForgetRequests,      ///< the table of answered requests is not kept
-  kAckBeforeMajority,   ///< an entry counts as committed once the primary has it
-  kSkipCallbacks,       ///< mutations do not call leases back
-  kIgnoreSessionEnd,    ///< a session goes on after it was ended
-  kIgnoreCallbacks,     ///< a client answers callbacks and keeps what it cached
-  kTrustExpiredLeases,  ///< a client trusts its cache after its session lease
+  kVoteTwice,            ///< a node forgets whom it voted for in a term
+  kApplyBeforeCommit,    ///< what is durable on one node is applied, and answered
+  kSkipSync,             ///< one node's disk says yes to every sync and does nothing
+  kServeWhenDeposed,     ///< a primary reads without lease or round
+  kForgetRequests,       ///< the table of answered requests is not kept
+  kAckBeforeMajority,    ///< an entry counts as committed once the primary has it
+  kSkipCallbacks,        ///< mutations do not call leases back
+  kIgnoreSessionEnd,     ///< a session goes on after it was ended
+  kIgnoreCallbacks,      ///< a client answers callbacks and keeps what it cached
+  kTrustExpiredLeases,   ///< a client trusts its cache after its session lease
+  kKeepDelegations,      ///< a client returns a file's locks and goes on to grant them
+  kTrustOldDelegations,  ///< a client grants them after its session lease
 };
-inline constexpr BrokenRule kLastBrokenRule = BrokenRule::kTrustExpiredLeases;
+inline constexpr BrokenRule kLastBrokenRule = BrokenRule::kTrustOldDelegations;
 const char* to_string(BrokenRule rule);
 
 struct ClusterSimOptions {
@@ -84,9 +86,11 @@ struct ClusterSimCounts {
   std::uint64_t unknown = 0;       ///< mutations without a known outcome
   std::uint64_t cached_reads = 0;  ///< answered under a lease without a call
   std::uint64_t opens = 0;
-  std::uint64_t commits = 0;   ///< acknowledged
-  std::uint64_t commands = 0;  ///< in the log
-  std::uint64_t digests = 0;   ///< compared
+  std::uint64_t locks_here = 0;      ///< granted by a client, under a delegation
+  std::uint64_t locks_returned = 0;  ///< delegations
+  std::uint64_t commits = 0;         ///< acknowledged
+  std::uint64_t commands = 0;        ///< in the log
+  std::uint64_t digests = 0;         ///< compared
   std::uint64_t checks = 0;
 
   ClusterSimCounts& operator+=(const ClusterSimCounts& other);

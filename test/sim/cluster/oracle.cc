@@ -39,9 +39,10 @@ bool same(const Content& a, const Content& b) {
 }
 
 const char* name_of(const Mutation& op) {
-  constexpr const char* kNames[] = {"create",  "link",      "unlink",        "rmdir",   "rename",
-                                    "setattr", "setxattr",  "removexattr",   "commit",  "release",
-                                    "lock",    "noteReads", "createUnnamed", "setQuota"};
+  constexpr const char* kNames[] = {"create",        "link",     "unlink",     "rmdir",
+                                    "rename",        "setattr",  "setxattr",   "removexattr",
+                                    "commit",        "release",  "lock",       "noteReads",
+                                    "createUnnamed", "setQuota", "returnLocks"};
   static_assert(std::size(kNames) == std::variant_size_v<Mutation>);
   return kNames[op.index()];
 }
@@ -273,7 +274,10 @@ void Oracle::on_mutation(LogIndex index, const Command& command, const MutateCom
   const auto found = ops_.find(id);
   if (found == ops_.end()) return fail("a mutation that no client asked for is in the log");
   Op& op = found->second;
-  if (!(mutate.op == op.op) || hash_of(as_bytes(mutate.payload)) != op.payload_hash) {
+  Mutation asked = op.op;
+  if (auto* lock = std::get_if<LockOp>(&asked); lock != nullptr && lock->delegate)
+    lock->delegate = std::get<LockOp>(mutate.op).delegate;  // the primary's to refuse
+  if (!(mutate.op == asked) || hash_of(as_bytes(mutate.payload)) != op.payload_hash) {
     return fail("a mutation came into the log altered");
   }
   if (error == Errc::kSessionExpired) ++counts_.fenced;
@@ -333,6 +337,21 @@ void Oracle::note_effects(LogIndex index, const MutateCommand& mutate,
     if (!content) return fail("the reference has no content for a commit");
     contents_[result.version] = std::move(*content);
   }
+}
+
+void Oracle::locked(const std::string& who, InodeId inode, SessionId session, bool here) {
+  if (here && !live_.contains(session))
+    return fail(who + " grants the lock of " + text(inode) + " after its session (C4)");
+  if (!live_.contains(session)) return;  // it has not heard of its end
+  const auto& [holder, name] = holders_[inode];
+  if (holder && live_.contains(holder))
+    return fail(who + " and " + name + " hold the lock of " + text(inode) + " both (C4)");
+  holders_[inode] = {session, who};
+}
+
+void Oracle::unlocked(InodeId inode, SessionId session) {
+  const auto found = holders_.find(inode);
+  if (found != holders_.end() && found->second.first == session) holders_.erase(found);
 }
 
 void Oracle::refresh(LogIndex index, InodeId inode) {
@@ -568,6 +587,13 @@ std::error_code Oracle::refusal_at(const Mutation& op, LogIndex index) const {
     if (entry_at(link->parent, link->name, index)) return exists;
     return at(link->inode) ? std::error_code() : no_entry;
   }
+  if (const auto* lock = std::get_if<LockOp>(&op)) {
+    // Who held it at an index is not kept: locked() sees that nobody gets what is held.
+    return at(lock->inode) ? std::make_error_code(std::errc::resource_unavailable_try_again)
+                           : no_entry;
+  }
+  if (const auto* back = std::get_if<ReturnLocksOp>(&op))
+    return at(back->inode) ? std::error_code() : no_entry;
   if (const auto* unlink = std::get_if<UnlinkOp>(&op)) {
     if (const auto bad = in_directory(unlink->parent)) return bad;
     const InodeId child = entry_at(unlink->parent, unlink->name, index);

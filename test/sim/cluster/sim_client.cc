@@ -108,6 +108,7 @@ Task<void> SimClient::step(std::size_t process) {
   if (dice < 48) co_return co_await read_file(process);
   if (dice < 56) co_return co_await close_one(process);
   if (dice < 78) co_return co_await change_tree();
+  if (dice < 84) co_return co_await lock_file(process);
   co_return co_await look_around();
 }
 
@@ -246,6 +247,22 @@ Task<void> SimClient::look_around() {
     co_return Status();
   }
   FM_CO_TRY(const auto again, co_await mount_->getattr(inode));
+  co_return Status();
+}
+
+/// Again and again, as long as nobody else holds it.
+Task<void> SimClient::lock_file(std::size_t process) {
+  doing_[process] = "lock";
+  std::string in = "f" + std::to_string(random_.below(2));
+  FM_CO_TRY(const auto attr, co_await mount_->lookup(kRootInode, in));
+  if (!attr || attr->type != FileType::kRegular) co_return Status();
+  const InodeId inode = attr->inode;
+  for (std::uint64_t left = 1 + random_.below(6); left > 0; --left) {
+    FM_CO_TRY(const bool granted, co_await mount_->lock(inode));
+    if (!granted) co_return Status();
+    (void)co_await env_->sleep_for(std::chrono::microseconds(random_.below(20'000)));
+    FM_CO_CHECK(co_await mount_->unlock(inode));
+  }
   co_return Status();
 }
 

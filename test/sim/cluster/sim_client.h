@@ -53,6 +53,7 @@ class SimClient {
   Task<void> change_quota();
   Task<void> look_around();
   Task<void> visit();
+  Task<void> lock_file(std::size_t process);
 
   World& world_;
   const unsigned number_;

@@ -73,6 +73,12 @@ asio::awaitable<CallbackReply> SimMount::on_callback(CallbackRequest request) {
     if (item.all_entries) inode.entries.clear();
     for (const auto& name : item.names) inode.entries.erase(name);
   }
+  for (const auto& recall : request.recalls) {
+    Lock& lock = locks_[recall.inode];
+    co_await enter(lock);
+    (void)co_await return_lock(recall.inode, lock);
+    lock.busy = false;
+  }
   // The kernel's caches take a while.
   (void)co_await env_.sleep_for(std::chrono::microseconds(env_.random().below(500)));
   co_return reply;
@@ -405,7 +411,7 @@ Task<void> SimMount::close(std::shared_ptr<Open> file) {
 
 // ---------------------------------------------------------------- mutations
 
-Task<MutationReply> SimMount::mutate(Mutation op, std::string payload) {
+Task<MutationReply> SimMount::mutate(Mutation op, std::string payload, SessionId under) {
   ++world_.counts.operations;
   Credentials cred;
   const std::uint64_t id = world_.oracle.begin_mutation(op, as_bytes(payload));
@@ -414,7 +420,7 @@ Task<MutationReply> SimMount::mutate(Mutation op, std::string payload) {
   own_.insert(id);
   if (world_.options.trace)
     world_.note(name_, "begins " + std::to_string(id) + " (" + world_.oracle.describe(id) + ")");
-  auto reply = co_await client_.mutate(cred, op, bytes);
+  auto reply = co_await client_.mutate(cred, op, bytes, under);
   own_.erase(id);
   world_.oracle.end_mutation(id, reply);
   world_.note(name_, "mutation " + std::to_string(id) + " (" + world_.oracle.describe(id) +
@@ -432,6 +438,105 @@ void SimMount::take(const MutationReply& reply) {
   if (reply.parent) apply(*reply.parent, reply.stamp, reply.parent_leased);
   if (reply.new_parent) apply(*reply.new_parent, reply.stamp, reply.new_parent_leased);
   if (reply.removed) apply(*reply.removed, reply.stamp, reply.removed_leased);
+}
+
+// --- locks
+
+bool SimMount::answers_for(const Lock& lock) const {
+  if (lock.delegation != Lock::Delegation::kHeld) return false;
+  if (world_.breaks(BrokenRule::kTrustOldDelegations)) return session_.id() == lock.delegated_in;
+  return session_.runs(lock.delegated_in);
+}
+
+asio::awaitable<void> SimMount::enter(Lock& lock) {
+  while (lock.busy) (void)co_await env_.sleep_for(std::chrono::milliseconds(1));
+  lock.busy = true;
+}
+
+Task<bool> SimMount::lock(InodeId inode) {
+  Lock& lock = locks_[inode];
+  co_await enter(lock);
+  auto granted = co_await do_lock(inode, lock);
+  lock.busy = false;
+  co_return granted;
+}
+
+Task<bool> SimMount::do_lock(InodeId inode, Lock& lock) {
+  const SessionId session = session_.id();
+  if (lock.held || !session) co_return false;
+  const bool here = answers_for(lock);
+  if (here) {
+    ++world_.counts.operations;
+    ++world_.counts.locks_here;
+  } else {
+    const bool known = lock.delegation != Lock::Delegation::kNone && lock.delegated_in == session;
+    if (known) FM_CO_CHECK(co_await return_lock(inode, lock));
+    LockOp op;
+    op.inode = inode;
+    op.type = LockType::kExclusive;
+    op.owner = 1;
+    op.range = kWholeFile;
+    op.delegate = session_.is_settled();
+    Mutation mutation = op;
+    const auto reply = co_await mutate(std::move(mutation), {}, session);
+    lock.delegated_in = session;
+    const bool refused = !reply && reply.error() == std::errc::resource_unavailable_try_again;
+    lock.delegation = reply || refused ? Lock::Delegation::kNone : Lock::Delegation::kUnsure;
+    if (refused) co_return false;
+    if (!reply) co_return reply.error();
+    if (reply->delegated)
+      lock.delegation = session_.is_settled() ? Lock::Delegation::kHeld : Lock::Delegation::kUnsure;
+  }
+  lock.held = true;
+  lock.held_in = session;
+  world_.oracle.locked(name_, inode, session, here);
+  co_return true;
+}
+
+Task<void> SimMount::unlock(InodeId inode) {
+  Lock& lock = locks_[inode];
+  co_await enter(lock);
+  auto done = co_await do_unlock(inode, lock);
+  lock.held = false;
+  lock.busy = false;
+  co_return done;
+}
+
+Task<void> SimMount::do_unlock(InodeId inode, Lock& lock) {
+  world_.oracle.unlocked(inode, lock.held_in);
+  if (answers_for(lock) && lock.held_in == lock.delegated_in) co_return Status();
+  lock.held = false;
+  const bool known =
+      lock.delegation != Lock::Delegation::kNone && lock.delegated_in == session_.id();
+  if (known) co_return co_await return_lock(inode, lock);
+  LockOp op;
+  op.inode = inode;
+  op.owner = 1;
+  op.range = kWholeFile;
+  Mutation mutation = op;
+  const auto reply = co_await mutate(std::move(mutation), {}, lock.held_in);
+  if (!reply) co_return reply.error();
+  co_return Status();
+}
+
+/// Nobody else asks about the lock meanwhile.
+Task<void> SimMount::return_lock(InodeId inode, Lock& lock) {
+  const SessionId session = session_.id();
+  if (!session) co_return Status();
+  ReturnLocksOp op;
+  op.inode = inode;
+  if (lock.held && lock.held_in == session)
+    op.held.push_back({{SessionId(), 1}, kWholeFile, LockType::kExclusive, 0});
+  Mutation mutation = std::move(op);
+  const auto reply = co_await mutate(std::move(mutation), {}, session);
+  const bool over = !reply && (reply.error() == Errc::kSessionExpired ||
+                               reply.error() == std::errc::no_such_file_or_directory);
+  if (reply) ++world_.counts.locks_returned;
+  if (reply && world_.breaks(BrokenRule::kKeepDelegations)) co_return Status();
+  lock.delegated_in = session;
+  lock.delegation = reply || over ? Lock::Delegation::kNone : Lock::Delegation::kUnsure;
+  if (!reply && !over) co_return reply.error();
+  co_return Status();
 }
 
 Task<Attr> SimMount::create(InodeId parent, std::string name, FileType type, bool exclusive) {

@@ -51,6 +51,9 @@ class SimMount final : public mountd::SessionKeeper::Events {
   Task<void> set_quota(SetQuotaOp op);
   Task<void> setxattr(InodeId inode, std::string name);
   Task<void> removexattr(InodeId inode, std::string name);
+  /// An exclusive lock of the whole file; false: it is held by somebody.
+  Task<bool> lock(InodeId inode);
+  Task<void> unlock(InodeId inode);
 
   // SessionKeeper::Events.
   boost::asio::awaitable<CallbackReply> on_callback(CallbackRequest request) override;
@@ -78,6 +81,19 @@ class SimMount final : public mountd::SessionKeeper::Events {
     bool maybe_orphan = false;
   };
 
+  /// By the rules of mountd/fs/lock_delegation.cc.
+  struct Lock {
+    bool busy = false;  ///< a request about it, or a recall, is under way
+    bool held = false;
+    SessionId held_in;
+    enum class Delegation : std::uint8_t { kNone, kHeld, kUnsure } delegation = Delegation::kNone;
+    SessionId delegated_in;
+  };
+  bool answers_for(const Lock& lock) const;
+  Task<bool> do_lock(InodeId inode, Lock& lock);
+  Task<void> do_unlock(InodeId inode, Lock& lock);
+  Task<void> return_lock(InodeId inode, Lock& lock);
+  boost::asio::awaitable<void> enter(Lock& lock);
   bool holds(Stamp stamp) const;
   bool attr_valid(const Inode& inode) const;
   void apply(const Attr& attr, Stamp stamp, bool leased);
@@ -85,7 +101,7 @@ class SimMount final : public mountd::SessionKeeper::Events {
                  bool own);
   /// What a mutation's answer says of attributes.
   void take(const MutationReply& reply);
-  Task<MutationReply> mutate(Mutation op, std::string payload = {});
+  Task<MutationReply> mutate(Mutation op, std::string payload = {}, SessionId under = {});
   Task<std::shared_ptr<Open>> do_open(InodeId inode);
   Task<std::string> put_chunks(std::string token);
   std::string token();
@@ -96,6 +112,7 @@ class SimMount final : public mountd::SessionKeeper::Events {
   mountd::ClientSession& session_;
   const std::string name_;
   std::unordered_map<InodeId, Inode> inodes_;
+  std::map<InodeId, Lock> locks_;
   std::set<std::uint64_t> own_;  ///< mutations on their way, as the oracle numbers them
   std::uint64_t next_token_ = 1;
 };

@@ -62,7 +62,12 @@ std::vector<Mutation> sample_mutations() {
           NoteReadsOp{{{InodeId(1), {-5, 7}}, {InodeId(2), {9, 0}}}},
           CreateUnnamedOp{InodeId(1), 0640, 1, 2, 027, true},
           SetQuotaOp{QuotaKind::kTree, 7, false, 1 << 20, {}},
-          SetQuotaOp{QuotaKind::kUser, 1000, true, {}, 5}};
+          SetQuotaOp{QuotaKind::kUser, 1000, true, {}, 5},
+          LockOp{InodeId(6), LockSpace::kPosix, LockType::kShared, 7, {1, 9}, 4, 3, true},
+          ReturnLocksOp{InodeId(6),
+                        LockSpace::kFlock,
+                        {{{SessionId(), 7}, kWholeFile, LockType::kExclusive, 3},
+                         {{SessionId(), 8}, {5, 5}, LockType::kShared, 0}}}};
 }
 
 TEST_CASE("codec: every mutation survives request and command", "[wire]") {
@@ -147,13 +152,18 @@ TEST_CASE("codec: answers survive", "[wire]") {
   mutation.attr = attr;
   mutation.removed = attr;
   mutation.version = Version(4);
+  mutation.delegated = true;
   const auto reply = decode<MutationReply>(encode(mutation));
   REQUIRE(reply);
   CHECK(reply->attr == attr);
   CHECK(!reply->parent);
   CHECK(reply->removed == attr);
+  CHECK(reply->delegated);
 
-  CallbackRequest callback{Stamp(8), {{InodeId(1), true, false, {"a", "b"}, true}}};
+  CallbackRequest callback{Stamp(8),
+                           {{InodeId(1), true, false, {"a", "b"}, true}},
+                           {{InodeId(1), LockSpace::kFlock}, {InodeId(2), LockSpace::kPosix}}};
+  CHECK(decode<CallbackRequest>(encode(callback))->recalls == callback.recalls);
   CHECK(decode<CallbackRequest>(encode(callback))->items == callback.items);
   GetXattrsReply xattrs{Stamp(1), true, {{"user.a", "1"}, {"user.b", ""}}};
   CHECK(decode<GetXattrsReply>(encode(xattrs))->xattrs == xattrs.xattrs);

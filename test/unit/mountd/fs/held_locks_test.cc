@@ -57,5 +57,26 @@ TEST_CASE("HeldLocks: the handle of an owner's latest lock is known while it hol
   CHECK(held.last_through(kFile, LockSpace::kPosix, 2) == 23);
 }
 
+TEST_CASE("HeldLocks: a delegation, and what is held under it, is of one session",
+          "[mountd][locks]") {
+  using Delegation = HeldLocks::Delegation;
+  constexpr SessionId kNext{4};
+  HeldLocks held;
+  held.set_delegation(kFile, LockSpace::kPosix, kSession, Delegation::kHeld);
+  CHECK(held.delegation(kFile, LockSpace::kPosix, kSession) == Delegation::kHeld);
+  CHECK(held.delegation(kFile, LockSpace::kFlock, kSession) == Delegation::kNone);
+  CHECK(held.delegation(kFile, LockSpace::kPosix, kNext) == Delegation::kNone);
+  const HeldLock old = lock_of(1, LockType::kExclusive, 0, 9);
+  const HeldLock fresh{{kNext, 1}, {20, 29}, LockType::kShared, 0};
+  held.apply(kFile, LockSpace::kPosix, old);
+  held.apply(kFile, LockSpace::kPosix, fresh);
+  CHECK(held.of_session(kFile, LockSpace::kPosix, kSession) == LockList{old});
+  CHECK(held.of_session(kFile, LockSpace::kPosix, kNext) == LockList{fresh});
+  held.set_delegation(kFile, LockSpace::kFlock, kNext, Delegation::kUnsure);
+  held.forget_delegations_but_of(kNext);
+  CHECK(held.delegation(kFile, LockSpace::kFlock, kNext) == Delegation::kUnsure);
+  CHECK(held.delegation(kFile, LockSpace::kPosix, kSession) == Delegation::kNone);
+}
+
 }  // namespace
 }  // namespace fermata::mountd

@@ -366,3 +366,87 @@ TEST_CASE_METHOD(World, "Namespace: locks belong to sessions and go with them", 
   CHECK(d.ns->locks(f, LockSpace::kPosix)->empty());  // with the file
   CHECK(d.problems() == std::vector<std::string>{});
 }
+
+TEST_CASE_METHOD(World,
+                 "Namespace: a delegated list of locks is its session's until it is returned",
+                 "[serverd][meta]") {
+  const SessionId mine = d.session;
+  const SessionId other = d.open_session("another-client-0");
+  const InodeId f = d.create(kRootInode, "f").inode;
+  const auto as = [&](SessionId session, const Mutation& op) {
+    Command c = d.mutation(op);
+    c.session = session;
+    return d.run(c);
+  };
+  const auto lock_op = [&](LockType type, std::uint64_t owner, bool delegate) {
+    LockOp op;
+    op.inode = f;
+    op.type = type;
+    op.owner = owner;
+    op.range = {owner * 10, owner * 10 + 9};
+    op.delegate = delegate;
+    return op;
+  };
+  const auto locks = [&] { return *d.ns->locks(f, LockSpace::kPosix); };
+  const auto held = [&](SessionId session, std::uint64_t owner, LockType type) {
+    return HeldLock{{session, owner}, {owner * 10, owner * 10 + 9}, type, 0};
+  };
+
+  SECTION("only if no other session holds a lock there") {
+    REQUIRE(as(other, lock_op(LockType::kShared, 5, false)).error == 0);
+    CHECK(as(mine, lock_op(LockType::kShared, 1, true)).count == 0);
+    CHECK(delegate_of(locks()) == SessionId());
+    REQUIRE(as(other, lock_op(LockType::kUnlock, 5, true)).error == 0);
+    CHECK(as(mine, lock_op(LockType::kShared, 2, false)).count == 0);  // not asked for
+    CHECK(as(mine, lock_op(LockType::kUnlock, 1, true)).count == 0);   // not with an unlock
+    CHECK(as(mine, lock_op(LockType::kShared, 1, true)).count == 1);
+    CHECK(locks() == LockList{delegation_to(mine)});
+  }
+  SECTION("others are refused until it is returned, and the owner need not ask") {
+    REQUIRE(as(mine, lock_op(LockType::kExclusive, 1, true)).count == 1);
+    CHECK(Driver::code(as(other, lock_op(LockType::kShared, 2, true))) == Errc::kRetry);
+    CHECK(as(other, lock_op(LockType::kUnlock, 2, false)).error == 0);
+    CHECK(as(mine, lock_op(LockType::kExclusive, 3, false)).count == 1);
+    CHECK(as(mine, lock_op(LockType::kUnlock, 3, false)).count == 1);
+    CHECK(as(other, ReturnLocksOp{f, LockSpace::kPosix, {}}).error == 0);  // not its own
+    CHECK(locks() == LockList{delegation_to(mine)});
+    REQUIRE(
+        as(mine, ReturnLocksOp{f,
+                               LockSpace::kPosix,
+                               {held({}, 4, LockType::kShared), held({}, 1, LockType::kExclusive)}})
+            .error == 0);
+    CHECK(locks() ==
+          LockList{held(mine, 1, LockType::kExclusive), held(mine, 4, LockType::kShared)});
+    REFUSED(as(other, lock_op(LockType::kShared, 1, true)), resource_unavailable_try_again);
+    CHECK(as(other, lock_op(LockType::kShared, 4, true)).count == 0);
+    // Late, or twice: what has happened since stays.
+    CHECK(as(mine, ReturnLocksOp{f, LockSpace::kPosix, {}}).error == 0);
+    CHECK(locks().size() == 3);
+  }
+  SECTION("fcntl's are not flock's") {
+    REQUIRE(as(mine, lock_op(LockType::kExclusive, 1, true)).count == 1);
+    LockOp whole = lock_op(LockType::kExclusive, 1, true);
+    whole.space = LockSpace::kFlock;
+    CHECK(as(other, whole).count == 1);
+    CHECK(as(mine, ReturnLocksOp{f, LockSpace::kFlock, {}}).error == 0);
+    CHECK(d.ns->locks(f, LockSpace::kFlock) == LockList{delegation_to(other)});
+  }
+  SECTION("what is returned is a list of locks") {
+    REQUIRE(as(mine, lock_op(LockType::kExclusive, 1, true)).count == 1);
+    HeldLock first = held({}, 1, LockType::kExclusive);
+    HeldLock second = first;
+    second.owner.number = 2;
+    REFUSED(as(mine, ReturnLocksOp{f, LockSpace::kPosix, {first, second}}), invalid_argument);
+    REFUSED(as(mine, ReturnLocksOp{f, LockSpace::kPosix, {delegation_to({})}}), invalid_argument);
+    LockOp claims = lock_op(LockType::kExclusive, 1, false);
+    claims.owner = kDelegate;
+    REFUSED(as(other, claims), invalid_argument);
+    CHECK(locks() == LockList{delegation_to(mine)});
+  }
+  SECTION("it ends with the session") {
+    REQUIRE(as(other, lock_op(LockType::kExclusive, 1, true)).count == 1);
+    CHECK(d.run(d.command(EndSessionsCommand{{other}})).count == 1);
+    CHECK(as(mine, lock_op(LockType::kExclusive, 1, true)).count == 1);
+  }
+  CHECK(d.problems() == std::vector<std::string>{});
+}

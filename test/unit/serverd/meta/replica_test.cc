@@ -84,7 +84,10 @@ std::vector<Namespace::Entry> some_history(std::uint64_t seed, int steps) {
         op.owner = random.below(3);
         op.range.first = random.below(20);
         op.range.last = op.range.first + random.below(20);
+        op.delegate = random.below(4) == 0;
         d.mutate(op);
+        if (random.below(3) != 0) break;
+        d.mutate(ReturnLocksOp{file, op.space, {{{{}, op.owner}, op.range, LockType::kShared, 1}}});
         break;
       }
       case 15: {

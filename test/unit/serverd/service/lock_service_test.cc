@@ -1,0 +1,113 @@
+// Delegations of locks at the primary: called back before anything is decided on them.
+#include <catch2/catch_test_macros.hpp>
+#include <future>
+
+#include "daemons.h"
+
+using namespace fermata;
+using namespace fermata::test;
+using namespace std::chrono_literals;
+
+namespace {
+
+InodeId make_file(Client& client) {
+  CreateOp op;
+  op.parent = kRootInode;
+  op.name = "file";
+  op.mode = 0644;
+  const auto made = client.mutate(op);
+  REQUIRE(made.has_value());
+  return made->attr->inode;
+}
+
+LockOp lock_op(InodeId inode, LockType type) {
+  LockOp op;
+  op.inode = inode;
+  op.type = type;
+  op.owner = 1;
+  op.range = {0, 9};
+  op.delegate = true;
+  return op;
+}
+
+/// What `op` of `other` comes to; the holder answers callbacks, and returns `held` once it is
+/// asked.
+Result<MutationReply> lock_beside(Client& other, Client& holder, const LockOp& op,
+                                  const LockList& held) {
+  const std::size_t before = holder.callbacks.size();
+  auto running = std::async(std::launch::async, [&] { return other.mutate(op); });
+  bool returned = false;
+  while (running.wait_for(0s) != std::future_status::ready) {
+    holder.run_for(5ms);
+    const bool again = holder.callbacks.size() >= before + 3;  // an answer alone is no return
+    if (!again || std::exchange(returned, true)) continue;
+    CHECK(holder.callbacks.back().recalls ==
+          std::vector<CallbackRequest::Recall>{{op.inode, op.space}});
+    CHECK(holder.mutate(ReturnLocksOp{op.inode, op.space, held}).has_value());
+  }
+  return running.get();
+}
+
+}  // namespace
+
+TEST_CASE("locks: another session's request is decided when the holder has returned the list",
+          "[service]") {
+  Daemons daemons;
+  daemons.start_all();
+  Client holder(daemons), other(daemons);
+  REQUIRE(holder.open_session().has_value());
+  REQUIRE(other.open_session().has_value());
+  const InodeId file = make_file(holder);
+  const auto granted = holder.mutate(lock_op(file, LockType::kExclusive));
+  REQUIRE(granted.has_value());
+  CHECK(granted->delegated);
+  SECTION("it had released what it held") {
+    const auto reply = lock_beside(other, holder, lock_op(file, LockType::kShared), {});
+    REQUIRE(reply.has_value());
+    CHECK_FALSE(reply->delegated);  // just now two wanted it
+  }
+  SECTION("it holds it still") {
+    const LockList held{{{SessionId(), 1}, {0, 9}, LockType::kExclusive, 5}};
+    const auto refused = lock_beside(other, holder, lock_op(file, LockType::kShared), held);
+    REQUIRE_FALSE(refused.has_value());
+    CHECK(refused.error() == std::errc::resource_unavailable_try_again);
+    LockQuery query{other.header(), lock_op(file, LockType::kShared), false, false};
+    const auto found = other.ask<FindLockReply>(Method::kFindLock, query);
+    REQUIRE(found.has_value());
+    REQUIRE(found->held);
+    CHECK(found->held->owner.session == holder.session);
+    CHECK(found->held->pid == 5);
+  }
+  SECTION("another primary knows of it") {
+    const auto primary = holder.primary();
+    REQUIRE(primary);
+    daemons.kill(*primary);
+    REQUIRE(holder.bind().has_value());
+    REQUIRE(other.bind().has_value());
+    const auto reply = lock_beside(other, holder, lock_op(file, LockType::kShared), {});
+    CHECK(reply.has_value());
+  }
+}
+
+TEST_CASE("locks: a file that somebody waits for is not delegated", "[service]") {
+  Daemons daemons;
+  daemons.start_all();
+  Client holder(daemons), other(daemons);
+  REQUIRE(holder.open_session().has_value());
+  REQUIRE(other.open_session().has_value());
+  const InodeId file = make_file(holder);
+  LockOp op = lock_op(file, LockType::kExclusive);
+  op.delegate = false;
+  REQUIRE(holder.mutate(op).has_value());
+  LockOp waits = lock_op(file, LockType::kExclusive);
+  waits.ticket = 1;
+  const auto turn =
+      other.ask<WaitLockReply>(Method::kWaitLock, LockQuery{other.header(), waits, false, false});
+  REQUIRE(turn.has_value());
+  CHECK_FALSE(turn->free);
+  LockOp more = lock_op(file, LockType::kExclusive);
+  more.range = {20, 29};
+  const auto reply = holder.mutate(more);
+  REQUIRE(reply.has_value());
+  CHECK_FALSE(reply->delegated);
+}
