@@ -86,6 +86,8 @@ struct Mutation {
     noteReads @11 :NoteReads;
     createUnnamed @12 :CreateUnnamed;
     setQuota @13 :SetQuota;
+    makeFile @14 :MakeFile;
+    reserveInodes @15 :ReserveInodes;
   }
   struct Create {
     parent @0 :UInt64;
@@ -98,6 +100,8 @@ struct Mutation {
     symlinkTarget @7 :Data;
     exclusive @8 :Bool;
     umask @9 :UInt32;
+    inode @10 :UInt64;         # reserved; 0: the state gives one
+    made @11 :T.Timestamp;     # with inode
   }
   struct CreateUnnamed {
     parent @0 :UInt64;
@@ -147,6 +151,8 @@ struct Mutation {
     pathHint @10 :Data;
     opened @11 :UInt64;        # log index; 0: not said
   }
+  struct MakeFile { create @0 :Create; content @1 :Commit; }
+  struct ReserveInodes { count @0 :UInt32; }
   struct ReleaseOrphans { inodes @0 :List(UInt64); }
   struct NoteReads {
     reads @0 :List(Read);
@@ -180,6 +186,7 @@ struct MutationRequest {
   answeredBelow @3 :UInt64;
   cred @4 :T.Credentials;
   op @5 :Mutation;
+  asksExclusive @6 :Bool;
 }
 struct MutationReply {
   stamp @0 :UInt64;
@@ -192,6 +199,10 @@ struct MutationReply {
   removed @7 :T.Attr;
   removedLeased @8 :Bool;
   version @9 :UInt64;
+  exclusive @10 :Bool;
+  parentExclusive @11 :Bool;
+  reserved @12 :UInt64;
+  reservedCount @13 :UInt32;
 }
 
 # FindLock and WaitLock requests.

@@ -288,6 +288,10 @@ struct CreateOp {
   std::string symlink_target;
   std::uint32_t umask = 0;  ///< still to be applied to `mode`
   bool exclusive = true;    ///< else an existing regular file is success (its inode is the answer)
+  /// Of the session's reserve (ReserveInodesOp): the caller has shown the file already. None: the
+  /// state gives it one. Only regular files, and only with `exclusive`.
+  InodeId inode;
+  Timestamp made;  ///< with `inode`: when the caller made it
   bool operator==(const CreateOp&) const = default;
 };
 /// O_TMPFILE: a regular file without a name, which this session has open. It goes when that closes
@@ -384,6 +388,20 @@ struct CommitOp {
   LogIndex opened;
   bool operator==(const CommitOp&) const = default;
 };
+/// A CreateOp with an id of the session's reserve and the first CommitOp of what it makes, in one
+/// command: `content` is kInline, its base none. The payload is its content.
+struct MakeFileOp {
+  CreateOp create;
+  CommitOp content;
+  bool operator==(const MakeFileOp&) const = default;
+};
+/// Ids for files that the session makes from here on. They are this session's, each is used once at
+/// most, and what is left ends with the session. EINVAL: the session has kReservedInodesMax.
+struct ReserveInodesOp {
+  static constexpr std::uint32_t kCountMax = 4096;
+  std::uint32_t count = 0;
+  bool operator==(const ReserveInodesOp&) const = default;
+};
 /// The session has closed its last handle of these unlinked inodes.
 struct ReleaseOrphansOp {
   std::vector<InodeId> inodes;
@@ -432,7 +450,7 @@ struct SetQuotaOp {
 
 using Mutation = std::variant<CreateOp, LinkOp, UnlinkOp, RmdirOp, RenameOp, SetAttrOp, SetXattrOp,
                               RemoveXattrOp, CommitOp, ReleaseOrphansOp, LockOp, NoteReadsOp,
-                              CreateUnnamedOp, SetQuotaOp>;
+                              CreateUnnamedOp, SetQuotaOp, MakeFileOp, ReserveInodesOp>;
 
 struct MutationRequest {
   SessionId session;
@@ -442,6 +460,9 @@ struct MutationRequest {
       answered_below;  ///< answers to all lower ones have arrived: their results may be forgotten
   Credentials cred;
   Mutation op;
+  /// Of creates: the caller would make more files in the directory (or in the one it makes) by
+  /// itself, if it may have an exclusive lease of it.
+  bool asks_exclusive = false;
 };
 /// The state after the mutation, as of when the answer was made. Fields that do not apply are
 /// absent.
@@ -456,7 +477,12 @@ struct MutationReply {
   std::optional<Attr> removed;  ///< what lost a name: unlink, rmdir, a rename's target (nlink may
                                 ///< be 0); of an exchange the other inode
   bool removed_leased = false;
-  Version version;  ///< commit: the new version
+  Version version;                ///< commit: the new version
+  bool exclusive = false;         ///< of `attr`, a new directory: nobody else asks about it without
+                                  ///< a callback first
+  bool parent_exclusive = false;  ///< the same of `parent`
+  InodeId reserved;               ///< ReserveInodesOp: the first of
+  std::uint32_t reserved_count = 0;
 };
 
 // ---------------------------------------------------------------- locks

@@ -44,6 +44,8 @@ std::string apply_one(MountdOptions& to, const std::string& name, const std::str
       {"noexec", [](MountdOptions& o) { o.exec = false; }},
       {"passthrough", [](MountdOptions& o) { o.passthrough = true; }},
       {"nopassthrough", [](MountdOptions& o) { o.passthrough = false; }},
+      {"exclusive", [](MountdOptions& o) { o.exclusive = true; }},
+      {"noexclusive", [](MountdOptions& o) { o.exclusive = false; }},
       {"hard", [](MountdOptions& o) { o.soft = false; }},
       {"soft", [](MountdOptions& o) { o.soft = true; }},
       {"no_root_squash", [](MountdOptions& o) { o.identity.squash = Squash::kNone; }},

@@ -32,6 +32,7 @@ struct MountdOptions {
   bool dev = false;
   bool exec = true;
   bool passthrough = true;
+  bool exclusive = true;
   IoUring io_uring = IoUring::kAuto;
   bool soft = false;
   std::chrono::seconds soft_timeout{30};

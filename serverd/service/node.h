@@ -82,6 +82,7 @@ struct NodeConfig {
     RaftMutation raft_mutation = RaftMutation::kNone;
     bool apply_uncommitted = false;
     bool skip_callbacks = false;
+    bool skip_recalls = false;
   } testing;
 };
 

@@ -297,6 +297,7 @@ constexpr std::array<CountName, 45> kCounts{{
     {"sessions_expired", &C::sessions_expired},
     {"callbacks", &C::callbacks},
     {"callbacks_failed", &C::callbacks_failed},
+    {"recalls", &C::recalls},
     {"duplicates", &C::duplicates},
     {"retries", &C::retries},
     {"stale_bases", &C::stale_bases},
@@ -316,6 +317,7 @@ constexpr std::array<CountName, 45> kCounts{{
     {"unknown", &C::unknown},
     {"cached_reads", &C::cached_reads},
     {"opens", &C::opens},
+    {"made_here", &C::made_here},
     {"commits", &C::commits},
     {"commands", &C::commands},
     {"digests", &C::digests},
@@ -375,6 +377,10 @@ const char* to_string(BrokenRule rule) {
       return "ignore-callbacks";
     case BrokenRule::kTrustExpiredLeases:
       return "trust-expired-leases";
+    case BrokenRule::kSkipRecalls:
+      return "skip-recalls";
+    case BrokenRule::kGiveUpUntold:
+      return "give-up-untold";
   }
   return "unknown";
 }

@@ -45,6 +45,7 @@ void SimClient::start(unsigned processes) {
   client.mount_point = "/sim";
   client.soft = world_.character.soft && number_ == 0;
   client.soft_timeout = 2s;
+  client.asks_exclusive = true;
   client.attempt_timeout = world_.character.attempt_timeout;
   auto map = mountd::make_cluster_map(client.servers);
   client_ =

@@ -172,6 +172,7 @@ void SimServer::start() {
   }
   if (world_.breaks(BrokenRule::kSkipSync)) testing.raft_mutation = RaftMutation::kElsewhere;
   testing.skip_callbacks = world_.breaks(BrokenRule::kSkipCallbacks);
+  testing.skip_recalls = world_.breaks(BrokenRule::kSkipRecalls);
 
   const BrokenRule rule = world_.options.broken;
   const auto open_store = [this, rule](const std::string& dir) -> Result<std::unique_ptr<KvStore>> {
@@ -282,6 +283,7 @@ void SimServer::harvest() {
   counts.sessions_expired += count("sessions_expired");
   counts.callbacks += count("callbacks");
   counts.callbacks_failed += count("callbacks_failed");
+  counts.recalls += count("recalls");
   counts.duplicates += count("duplicates_applied") + count("duplicates_in_flight");
   counts.read_barriers += count("read_barriers");
   counts.chunks_fetched += count("chunks_fetched");

@@ -49,7 +49,20 @@ std::vector<Mutation> sample_mutations() {
   commit.patches = {{4096, 100}, {0, 1}};
   commit.mtime = {7, 8};
   commit.path_hint = "a/b";
+  CreateOp reserved = create;
+  reserved.type = FileType::kRegular;
+  reserved.symlink_target.clear();
+  reserved.exclusive = true;
+  reserved.inode = InodeId(77);
+  reserved.made = {3, 4};
+  CommitOp content;
+  content.inode = reserved.inode;
+  content.size_bytes = 7;
+  content.mtime = {3, 5};
   return {create,
+          reserved,
+          MakeFileOp{reserved, content},
+          ReserveInodesOp{1024},
           LinkOp{InodeId(2), InodeId(1), "x"},
           UnlinkOp{InodeId(1), "x", true},
           RmdirOp{InodeId(1), "d"},
