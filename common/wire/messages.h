@@ -290,8 +290,8 @@ struct CreateOp {
   bool exclusive = true;    ///< else an existing regular file is success (its inode is the answer)
   /// Of the session's reserve (ReserveInodesOp): the caller has shown the file already. None: the
   /// state gives it one. Only regular files, and only with `exclusive`.
-  InodeId inode;
-  Timestamp made;  ///< with `inode`: when the caller made it
+  InodeId inode{};
+  Timestamp made{};  ///< with `inode`: when the caller made it
   bool operator==(const CreateOp&) const = default;
 };
 /// O_TMPFILE: a regular file without a name, which this session has open. It goes when that closes

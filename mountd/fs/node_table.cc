@@ -595,14 +595,15 @@ bool NodeTable::is_gone(InodeId id) {
 NodeTable::ListingToken NodeTable::begin_listing(InodeId id) {
   MutexLock lock(mutex_);
   const Directory& in = directory(id);
-  return {in.changes, in.losses, inode(id).called_back};
+  return {in.serial, in.changes, in.losses, inode(id).called_back};
 }
 
 void NodeTable::keep_listing(InodeId id, ListingToken token,
                              std::shared_ptr<const Listing> listing) {
   MutexLock lock(mutex_);
   Directory& in = directory(id);
-  if (in.changes != token.changes || inode(id).called_back != token.called_back) return;
+  if (in.serial != token.serial || in.changes != token.changes) return;
+  if (inode(id).called_back != token.called_back) return;
   if (!session_.lease_holds(listing->stamp)) return;
   in.complete = true;
   in.complete_stamp = listing->stamp;
@@ -612,7 +613,8 @@ void NodeTable::keep_listing(InodeId id, ListingToken token,
 void NodeTable::know_all_names(InodeId id, ListingToken token, Stamp stamp) {
   MutexLock lock(mutex_);
   Directory& in = directory(id);
-  if (in.losses != token.losses || inode(id).called_back != token.called_back) return;
+  if (in.serial != token.serial || in.losses != token.losses) return;
+  if (inode(id).called_back != token.called_back) return;
   if (!session_.lease_holds(stamp)) return;
   in.complete = true;
   in.complete_stamp = stamp;

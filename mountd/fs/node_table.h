@@ -17,6 +17,7 @@
 // Thread-safety: any thread; one mutex, held for table look-ups only.
 #pragma once
 
+#include <atomic>
 #include <list>
 #include <map>
 #include <memory>
@@ -160,6 +161,7 @@ class NodeTable {
 
   // --- listings ----------------------------------------------------------------------------------
   struct ListingToken {
+    std::uint64_t serial = 0;
     std::uint64_t changes = 0;
     std::uint64_t losses = 0;
     Stamp called_back;
@@ -269,6 +271,11 @@ class NodeTable {
     Stamp complete_stamp;
     std::uint64_t changes = 0;
     std::uint64_t losses = 0;  // names that were known and are not
+    const std::uint64_t serial = next_serial();
+    static std::uint64_t next_serial() {
+      static std::atomic<std::uint64_t> last{0};
+      return ++last;
+    }
     std::shared_ptr<const Listing> listing;
   };
   struct Inode {

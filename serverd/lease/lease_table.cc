@@ -51,6 +51,7 @@ void LeaseTable::start_term(Term term, const std::vector<SessionId>& live,
     session.untracked = true;
   }
   for (const SessionId id : makers) sessions_[id].maker = true;
+  makers_ = makers.size();
 }
 
 void LeaseTable::add_session(SessionId session) { sessions_.try_emplace(session); }
@@ -58,6 +59,7 @@ void LeaseTable::add_session(SessionId session) { sessions_.try_emplace(session)
 void LeaseTable::given_up(SessionId session) {
   const auto it = sessions_.find(session);
   if (it == sessions_.end()) return;
+  makers_ -= it->second.maker ? 1 : 0;
   it->second.wildcard = it->second.maker = false;
   it->second.cleared.clear();
 }
@@ -74,6 +76,7 @@ void LeaseTable::remove_session(SessionId id) {
   }
   // Openers are in nobody's order: they are few.
   const bool opens = it->second.opens != 0;
+  makers_ -= it->second.maker ? 1 : 0;
   sessions_.erase(it);
   for (auto each = inodes_.begin(); opens && each != inodes_.end();) {
     std::erase_if(each->second.openers, [&](const Holder& h) { return h.session == id; });
@@ -262,9 +265,10 @@ bool LeaseTable::wants_alone(SessionId id, InodeId directory, TimePoint now) {
 bool LeaseTable::held_elsewhere(InodeId directory, SessionId caller) const {
   const Inode* state = find(directory);
   if (state != nullptr && state->exclusive && state->exclusive != caller) return true;
-  return std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& each) {
-    return each.second.maker && each.first != caller && !each.second.cleared.contains(directory);
-  });
+  return makers_ != 0 && std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& each) {
+           return each.second.maker && each.first != caller &&
+                  !each.second.cleared.contains(directory);
+         });
 }
 
 std::map<SessionId, CallbackRequest> LeaseTable::recall(const std::vector<InodeId>& directories,

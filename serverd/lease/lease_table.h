@@ -192,6 +192,7 @@ class LeaseTable {
   std::map<SessionId, Session> sessions_;  // ordered: callbacks go out in the same order every run
   std::unordered_map<InodeId, Inode> inodes_;
   std::size_t lease_count_ = 0;
+  std::size_t makers_ = 0;  ///< sessions that are
 };
 
 }  // namespace fermata::serverd

@@ -3,7 +3,9 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -60,6 +62,97 @@ std::set<std::string> names_in(const std::string& directory) {
   return names;
 }
 
+/// A file that another process has open: what this one starts (programs close what they inherit,
+/// and a close commits) does not touch it.
+class Held {
+ public:
+  explicit Held(const std::string& path) {
+    int ends[2];
+    REQUIRE(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
+    child_ = fork();
+    if (child_ == 0) {
+      ::close(ends[0]);
+      serve(ends[1], path);
+    }
+    ::close(ends[1]);
+    socket_ = ends[0];
+    REQUIRE(answer().error == 0);
+  }
+  ~Held() {
+    Message message;
+    message.what = 'q';
+    (void)send(socket_, &message, sizeof message, MSG_NOSIGNAL);
+    ::close(socket_);
+    waitpid(child_, nullptr, 0);
+  }
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+  void pwrite(const std::string& bytes, off_t at) { CHECK(ask('w', at, bytes).error == 0); }
+  std::string pread(std::size_t size, off_t at) {
+    return ask('r', at, std::string(size, ' ')).bytes;
+  }
+  nlink_t nlink() { return static_cast<nlink_t>(std::stoul(ask('n', 0, "").bytes)); }
+  int fsync() { return ask('s', 0, "").error; }
+  int lock() { return ask('l', 0, "").error; }
+  int close() { return ask('c', 0, "").error; }
+
+ private:
+  static constexpr std::size_t kMax = 4096;
+  struct Message {
+    char what = 0;
+    int error = 0;
+    off_t at = 0;
+    std::size_t size = 0;
+    char bytes[kMax];
+  };
+  struct Answer {
+    int error = 0;
+    std::string bytes;
+  };
+  Answer ask(char what, off_t at, const std::string& bytes) {
+    Message message;
+    message.what = what;
+    message.at = at;
+    message.size = bytes.size();
+    bytes.copy(message.bytes, kMax);
+    REQUIRE(send(socket_, &message, sizeof message, 0) == sizeof message);
+    return answer();
+  }
+  Answer answer() const {
+    Message message;
+    REQUIRE(recv(socket_, &message, sizeof message, 0) == sizeof message);
+    return {message.error, std::string(message.bytes, message.size)};
+  }
+  [[noreturn]] static void serve(int socket, const std::string& path) {
+    const int fd = open(path.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0644);
+    Message message;
+    message.error = fd < 0 ? errno : 0;
+    message.size = 0;
+    for (;;) {
+      if (send(socket, &message, sizeof message, MSG_NOSIGNAL) != sizeof message) _exit(0);
+      if (recv(socket, &message, sizeof message, 0) != sizeof message) _exit(0);
+      if (message.what == 'q') _exit(0);
+      ssize_t done = 0;
+      struct stat st {};
+      errno = 0;
+      if (message.what == 'w') done = ::pwrite(fd, message.bytes, message.size, message.at);
+      if (message.what == 'r') done = ::pread(fd, message.bytes, message.size, message.at);
+      if (message.what == 's') done = ::fsync(fd);
+      if (message.what == 'l') done = ::flock(fd, LOCK_EX | LOCK_NB);
+      if (message.what == 'c') done = ::close(fd);
+      if (message.what == 'n') done = ::fstat(fd, &st);
+      message.error = done < 0 ? errno : 0;
+      message.size = message.what == 'r' && done > 0 ? static_cast<std::size_t>(done) : 0;
+      if (message.what == 'n') {
+        const std::string number = std::to_string(st.st_nlink);
+        message.size = number.copy(message.bytes, kMax);
+      }
+    }
+  }
+  int socket_ = -1;
+  pid_t child_ = 0;
+};
+
 /// Two mounts, and a directory that the first one has alone.
 struct Two {
   explicit Two(const std::string& options = {})
@@ -68,9 +161,9 @@ struct Two {
     have_alone(cluster, a, a + "/d");
   }
   /// Made on the first mount, and held open: nothing of it was sent.
-  std::unique_ptr<Fd> make(const std::string& name) {
+  std::unique_ptr<Held> make(const std::string& name) {
     const long before = made_here(cluster, a);
-    auto fd = std::make_unique<Fd>(a + "/d/" + name, O_CREAT | O_EXCL | O_RDWR);
+    auto fd = std::make_unique<Held>(a + "/d/" + name);
     REQUIRE(made_here(cluster, a) == before + 1);
     return fd;
   }
@@ -127,7 +220,7 @@ TEST_CASE("exclusive: a file that is not sent is real on its mount", "[exclusive
   CHECK(fd->pread(10, 0) == "aXc");
   CHECK(errno_of(open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY, 0644)) == EEXIST);
   fd->pwrite("!", 3);
-  fd->close();
+  CHECK(fd->close() == 0);
   const struct stat closed = stat_of(path);
   CHECK(closed.st_ino == made.st_ino);
   CHECK(closed.st_mtim.tv_sec == closed.st_ctim.tv_sec);
@@ -173,6 +266,7 @@ TEST_CASE("exclusive: what another mount changes in the directory comes after wh
   const auto g = two.make("g");
   REQUIRE(unlink((two.b + "/d/g").c_str()) == 0);
   CHECK(!exists(two.a + "/d/g"));
+  CHECK(g->nlink() == 0);
   g->pwrite("still mine", 0);
   CHECK(g->pread(10, 0) == "still mine");
   have_alone(two.cluster, two.a, two.a + "/d");
@@ -180,14 +274,14 @@ TEST_CASE("exclusive: what another mount changes in the directory comes after wh
   h->pwrite("h", 0);
   REQUIRE(rename((two.b + "/d/h").c_str(), (two.b + "/moved").c_str()) == 0);
   CHECK(!exists(two.a + "/d/h"));
-  h->close();
+  CHECK(h->close() == 0);
   CHECK(read_file(two.b + "/moved") == "h");
   CHECK(read_file(two.a + "/moved") == "h");
   have_alone(two.cluster, two.a, two.a + "/d");
   const auto i = two.make("i");
   CHECK(errno_of(rmdir((two.b + "/d").c_str())) == ENOTEMPTY);
-  i->close();
-  f->close();
+  CHECK(i->close() == 0);
+  CHECK(f->close() == 0);
   CHECK(names_in(two.b + "/d") == std::set<std::string>{"f", "i"});
   CHECK(two.cluster.digests_equal());
 }
@@ -233,10 +327,10 @@ TEST_CASE("exclusive: whatever needs the cluster to know the file sends it first
   FM_NEEDS_MOUNTS();
   Two two;
   const std::string d = two.a + "/d/";
-  std::vector<std::unique_ptr<Fd>> open_files;
+  std::vector<std::unique_ptr<Held>> open_files;
   const auto make = [&](const char* name) {
     open_files.push_back(two.make(name));
-    return open_files.back()->get();
+    return open_files.back().get();
   };
   make("chmod");
   CHECK(chmod((d + "chmod").c_str(), 0600) == 0);
@@ -262,8 +356,7 @@ TEST_CASE("exclusive: whatever needs the cluster to know the file sends it first
   char value[8];
   CHECK(getxattr((two.b + "/d/xattr").c_str(), "user.a", value, sizeof value) == 1);
   have_alone(two.cluster, two.a, two.a + "/d");
-  const int locked = make("locked");
-  CHECK(flock(locked, LOCK_EX | LOCK_NB) == 0);
+  CHECK(make("locked")->lock() == 0);
   {
     const Fd other(two.b + "/d/locked", O_RDWR);
     CHECK(errno_of(flock(other.get(), LOCK_EX | LOCK_NB)) == EWOULDBLOCK);
@@ -273,9 +366,8 @@ TEST_CASE("exclusive: whatever needs the cluster to know the file sends it first
   CHECK(rename((two.a + "/d").c_str(), (two.a + "/e").c_str()) == 0);
   CHECK(exists(two.b + "/e/in-moved"));
   open_files.clear();
-  CHECK(names_in(two.b + "/e") ==
-        std::set<std::string>{"chmod", "new", "target", "one", "two", "xattr", "locked",
-                              "in-moved"});
+  CHECK(names_in(two.b + "/e") == std::set<std::string>{"chmod", "new", "target", "one", "two",
+                                                        "xattr", "locked", "in-moved"});
   CHECK(two.cluster.digests_equal());
 }
 
@@ -309,7 +401,7 @@ TEST_CASE("exclusive: a file that stays open is sent after a while, and by fsync
   Two two;
   const auto synced = two.make("synced");
   synced->pwrite("synced", 0);
-  REQUIRE(fsync(synced->get()) == 0);
+  REQUIRE(synced->fsync() == 0);
   const auto beside = two.make("beside");
   {
     const Fd dir(two.a + "/d", O_RDONLY | O_DIRECTORY);
@@ -325,9 +417,10 @@ TEST_CASE("exclusive: a file that stays open is sent after a while, and by fsync
   CHECK(stat_of(two.b + "/d/left").st_size == 0);
 }
 
-TEST_CASE("exclusive: a mount that dies holds others up for its lease at most, and loses only what "
-          "was not closed",
-          "[exclusive]") {
+TEST_CASE(
+    "exclusive: a mount that dies holds others up for its lease at most, and loses only what "
+    "was not closed",
+    "[exclusive]") {
   FM_NEEDS_MOUNTS();
   Two two;
   write_file(two.a + "/d/closed", "closed");
@@ -360,7 +453,7 @@ TEST_CASE("exclusive: files made before a failover are there after it", "[exclus
     const auto gone = two.make(name + "-gone");
     const int dead = two.cluster.kill_primary();
     CHECK(exists(two.b + "/d/" + name + "-seen"));
-    other->close();
+    CHECK(other->close() == 0);
     CHECK(read_file(two.b + "/d/" + name + "-closed") == "content");
     REQUIRE(unlink((two.a + "/d/" + name + "-gone").c_str()) == 0);
     CHECK(!exists(two.b + "/d/" + name + "-gone"));
@@ -389,8 +482,9 @@ TEST_CASE("exclusive: a large file is made before its content is sent", "[exclus
   Two two;
   const std::string bytes = random_bytes(3 << 20, 1);
   const auto fd = two.make("large");
-  fd->pwrite(bytes, 0);
-  fd->close();
+  for (std::size_t at = 0; at < bytes.size(); at += 4096)
+    fd->pwrite(bytes.substr(at, 4096), static_cast<off_t>(at));
+  CHECK(fd->close() == 0);
   CHECK(happened(two.cluster, two.a, "sent empty") == 1);
   CHECK(read_file(two.b + "/d/large") == bytes);
 }

@@ -274,7 +274,7 @@ struct CountName {
   std::uint64_t ClusterSimCounts::*value;
 };
 using C = ClusterSimCounts;
-constexpr std::array<CountName, 45> kCounts{{
+constexpr std::array<CountName, 47> kCounts{{
     {"runs", &C::runs},
     {"steps", &C::steps},
     {"virtual_ms", &C::virtual_ms},

@@ -88,9 +88,9 @@ struct ClusterSimCounts {
   std::uint64_t cached_reads = 0;  ///< answered under a lease without a call
   std::uint64_t opens = 0;
   std::uint64_t made_here = 0;  ///< files made without a call
-  std::uint64_t commits = 0;   ///< acknowledged
-  std::uint64_t commands = 0;  ///< in the log
-  std::uint64_t digests = 0;   ///< compared
+  std::uint64_t commits = 0;    ///< acknowledged
+  std::uint64_t commands = 0;   ///< in the log
+  std::uint64_t digests = 0;    ///< compared
   std::uint64_t checks = 0;
 
   ClusterSimCounts& operator+=(const ClusterSimCounts& other);

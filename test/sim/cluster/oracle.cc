@@ -39,9 +39,10 @@ bool same(const Content& a, const Content& b) {
 }
 
 const char* name_of(const Mutation& op) {
-  constexpr const char* kNames[] = {"create",  "link",      "unlink",        "rmdir",   "rename",
-                                    "setattr", "setxattr",  "removexattr",   "commit",  "release",
-                                    "lock",    "noteReads", "createUnnamed", "setQuota", "makeFile", "reserveInodes"};
+  constexpr const char* kNames[] = {"create",        "link",     "unlink",   "rmdir",
+                                    "rename",        "setattr",  "setxattr", "removexattr",
+                                    "commit",        "release",  "lock",     "noteReads",
+                                    "createUnnamed", "setQuota", "makeFile", "reserveInodes"};
   static_assert(std::size(kNames) == std::variant_size_v<Mutation>);
   return kNames[op.index()];
 }

@@ -558,7 +558,8 @@ Task<void> SimMount::commit(std::shared_ptr<Open> file, Shape shape, bool replac
     std::string with = both ? payload : std::string();
     reply = co_await mutate(std::move(make), std::move(with), session);
     FM_CO_CHECK(co_await end_sending(file->inode, reply, Sending::kForNow));
-    if (both && !reply) co_return reply.error();  // its own, by an attempt of which it heard nothing
+    if (both && !reply)
+      co_return reply.error();  // its own, by an attempt of which it heard nothing
   }
   for (;;) {
     if (unsent && shape == Shape::kInline) break;

@@ -147,11 +147,11 @@ TEST_CASE_METHOD(Makers, "make: a repeat of the request is answered, and does no
 
 TEST_CASE_METHOD(Makers, "make: a quota refuses the file with its content", "[serverd][meta]") {
   const InodeId dir = d.mkdir(kRootInode, "d").inode;
-  REQUIRE(d.mutate(SetQuotaOp{QuotaKind::kTree, dir.value(), false, 1000, 10}).error == 0);
+  REQUIRE(d.mutate(SetQuotaOp{QuotaKind::kTree, dir.value(), false, 20'000, 10}).error == 0);
   while (const auto quota = *d.ns->unfinished_quota())
     d.run(d.command(CountQuotaCommand{quota->kind, quota->id, 100}));
   const InodeId first = reserve(2).inode;
-  CHECK(Driver::code(d.mutate(make(dir, "f", first, 2000), std::string(2000, 'x'))) ==
+  CHECK(Driver::code(d.mutate(make(dir, "f", first, 30'000), std::string(30'000, 'x'))) ==
         from_errno(EDQUOT));
   CHECK_FALSE(d.see(dir, "f"));
   REQUIRE(d.mutate(make(dir, "f", first, 500), std::string(500, 'x')).error == 0);

@@ -72,13 +72,13 @@ std::vector<Namespace::Entry> some_history(std::uint64_t seed, int steps) {
         d.mutate(CreateUnnamedOp{directory(), 0600, 1, 2, 022, random.below(2) == 0});
         d.mutate(NoteReadsOp{{{file, at(d.sequence.value())}}});
         reserved = d.mutate(ReserveInodesOp{2}).inode;
-        for (std::uint64_t i = 0; i < 2; ++i) {
+        for (std::uint64_t n = 0; n < 2; ++n) {
           MakeFileOp make;
           make.create.parent = directory();
           make.create.name = name();
-          make.create.inode = make.content.inode = InodeId(reserved.value() + i);
-          make.content.size_bytes = i;
-          d.mutate(make, std::string(i, 'm'));
+          make.create.inode = make.content.inode = InodeId(reserved.value() + n);
+          make.content.size_bytes = n;
+          d.mutate(make, std::string(n, 'm'));
         }
         break;
       case 12:
