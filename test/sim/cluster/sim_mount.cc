@@ -147,6 +147,12 @@ std::optional<Attr> SimMount::make_here(InodeId parent, const std::string& name)
   return attr;
 }
 
+Task<void> SimMount::known_name(InodeId parent, std::string name) {
+  FM_CO_TRY(const auto there, co_await lookup(parent, name));
+  static_cast<void>(there);
+  co_return Status();
+}
+
 Task<void> SimMount::fill_reserve() {
   const SessionId session = session_.id();
   if (reserve_of_ != session) {
@@ -641,6 +647,8 @@ void SimMount::take(const MutationReply& reply) {
 
 Task<Attr> SimMount::create(InodeId parent, std::string name, FileType type, bool exclusive) {
   if (type == FileType::kRegular) {
+    // As the kernel does before it creates.
+    if (holds(inodes_[parent].alone)) FM_CO_CHECK(co_await known_name(parent, name));
     if (const auto made = make_here(parent, name)) co_return *made;
   }
   const auto known = inodes_[parent].entries.find(name);

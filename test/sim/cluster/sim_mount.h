@@ -98,6 +98,7 @@ class SimMount final : public mountd::SessionKeeper::Events {
   void take(const MutationReply& reply);
   Task<MutationReply> mutate(Mutation op, std::string payload = {}, SessionId under = {});
   std::optional<Attr> make_here(InodeId parent, const std::string& name);
+  Task<void> known_name(InodeId parent, std::string name);
   Task<void> fill_reserve();
   /// Waits while it is being sent; false: it is no longer unsent.
   Task<bool> begin_sending(InodeId inode);

@@ -147,6 +147,7 @@ void SimServer::start() {
   config.history_retention = character.history_retention;
   config.prune_interval = 2s;
   config.patch_fold_after = 300ms;
+  config.exclusive_after = 2ms;  // so that directories go from hand to hand
   config.chunk_pin = 20s;
   config.chunk_drop_delay = 3s;
   config.chunk_pin_low = 1s;
