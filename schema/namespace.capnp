@@ -110,6 +110,8 @@ struct Mutation {
     gid @3 :UInt32;
     umask @4 :UInt32;
     linkable @5 :Bool;
+    inode @6 :UInt64;          # reserved; 0: the state gives one
+    made @7 :T.Timestamp;      # with inode
   }
   struct Link { inode @0 :UInt64; parent @1 :UInt64; name @2 :Data; }
   struct Unlink { parent @0 :UInt64; name @1 :Data; openHere @2 :Bool; }

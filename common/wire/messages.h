@@ -304,6 +304,9 @@ struct CreateUnnamedOp {
   std::uint32_t gid = 0;
   std::uint32_t umask = 0;  ///< still to be applied to `mode`
   bool linkable = true;     ///< else it never gets a name (O_EXCL)
+  /// As CreateOp's: a file that its maker has shown already, and removed again.
+  InodeId inode{};
+  Timestamp made{};
   bool operator==(const CreateUnnamedOp&) const = default;
 };
 struct LinkOp {

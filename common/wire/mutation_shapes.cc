@@ -72,6 +72,9 @@ struct OpWriter {
     b.setGid(op.gid);
     b.setUmask(op.umask);
     b.setLinkable(op.linkable);
+    if (!op.inode) return;
+    b.setInode(op.inode.value());
+    wire::write(b.initMade(), op.made);
   }
   void operator()(const LinkOp& op) {
     auto b = out.initLink();
@@ -181,6 +184,9 @@ Result<CreateUnnamedOp> read_create_unnamed(Mutation::CreateUnnamed::Reader in) 
   op.gid = in.getGid();
   op.umask = in.getUmask() & 0777U;
   op.linkable = in.getLinkable();
+  op.inode = InodeId(in.getInode());
+  if (!op.inode) return op;
+  FM_TRY(op.made, read(in.getMade()));
   return op;
 }
 Result<LinkOp> read_link(Mutation::Link::Reader in) {

@@ -181,6 +181,8 @@ Task<void> FileSystem::commit_now(LoopContext& at, FilePtr file, bool& kill) {
   if (unsent && (!look.modified || look.backing.size_bytes > kInlineBytesMax)) {
     FM_CO_CHECK(co_await send_now(at, file, *unsent));
     unsent.reset();
+    MutexLock lock(file->mutex);
+    input.opened = file->writer.opened;
   }
   bool mtime_moved = false;
   input.mtime = view->attr.mtime;
@@ -220,8 +222,11 @@ Task<void> FileSystem::commit_now(LoopContext& at, FilePtr file, bool& kill) {
       input.make.reset();
       input.may_replace = false;  // what is there already is its own
       outcome = co_await commit_copy(*at.env, *at.client, input);
-    } else if (outcome && outcome->changed && unsent) {
+    } else if (unsent && outcome->changed) {
       table_.sent(file->inode, outcome->reply);
+      note_made(*file, outcome->reply.attr);
+    } else if (unsent) {
+      FM_CO_CHECK(co_await send_now(at, file, *unsent));  // written, and as empty as before
     }
     if (!outcome) co_return co_await refused(at, file, copy, outcome.error());
     if (outcome->changed) {

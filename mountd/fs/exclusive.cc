@@ -129,8 +129,10 @@ Task<FileSystem::Created> FileSystem::open_made_here(LoopContext& at, Credential
   Entry entry = entry_of(view);
   entry.entry_timeout = entry_timeout(parent, true);
   auto created = co_await open_created(at, who, entry, wish);
+  // The directory was called back meanwhile: what became of the name, the kernel asks.
+  if (created && !table_.has_alone(parent)) created->entry.entry_timeout = Timeout{0};
   // As if it had never been: nobody was told of it.
-  if (!created && table_.drop_unsent(view.inode, wall_time())) {
+  if (!created && table_.drop_unsent(view.inode, wall_time(), NodeTable::Drop::kLost)) {
     discard_copies(view.inode);
     if (const auto removed = table_.reap(view.node)) teardown(removed);
   }
@@ -140,7 +142,7 @@ Task<FileSystem::Created> FileSystem::open_made_here(LoopContext& at, Credential
 // ------------------------------------------------------------------------------------- sending
 
 Task<void> FileSystem::send_file(LoopContext& at, InodeId inode) {
-  if (!table_.unsent(inode)) co_return fermata::Status{};
+  if (!table_.unsent(inode) && !table_.nameless(inode)) co_return fermata::Status{};
   const auto files = table_.files_of(inode);
   if (files.empty()) co_return fermata::Status{};
   const auto held = table_.hold(files.front()->node);
@@ -148,9 +150,38 @@ Task<void> FileSystem::send_file(LoopContext& at, InodeId inode) {
   const FilePtr file = held->file;
   const Hold hold(this, file);
   FM_CO_TRY(const auto pass, co_await file->content_gate.enter());
+  if (const auto removed = table_.nameless(inode)) {
+    co_return co_await send_nameless(at, file, *removed);
+  }
   const auto what = table_.unsent(inode);
   if (!what) co_return fermata::Status{};
   co_return co_await send_empty(at, file, *what);
+}
+
+// Removed here before it was sent, and open: what is asked of it needs the cluster after all, which
+// gets it as a file without a name.
+Task<void> FileSystem::send_nameless(LoopContext& at, FilePtr file, Unsent what) {
+  CreateUnnamedOp op;
+  op.parent = what.op.parent;
+  op.mode = what.op.mode;
+  op.uid = what.op.uid;
+  op.gid = what.op.gid;
+  op.umask = what.op.umask;
+  op.linkable = false;
+  op.inode = what.op.inode;
+  op.made = what.op.made;
+  Mutation mutation = op;
+  const auto reply = co_await at.client->mutate(what.who, std::move(mutation), {}, what.session);
+  if (!reply) co_return session_is_over(reply.error()) ? from_errno(ESTALE) : reply.error();
+  table_.sent_nameless(file->inode, *reply);
+  note_made(*file, reply->attr);
+  co_return fermata::Status{};
+}
+
+// Who made it may write it, whatever becomes of its mode and owner.
+void FileSystem::note_made(FileState& file, const std::optional<Attr>& attr) {
+  MutexLock lock(file.mutex);
+  if (attr && !file.writer.opened) file.writer.opened = attr->change;
 }
 
 // Inside content_gate. The file as create(2) makes it; its content is its close's.
@@ -159,6 +190,7 @@ Task<void> FileSystem::send_empty(LoopContext& at, FilePtr file, Unsent what) {
   const auto reply = co_await at.client->mutate(what.who, std::move(op), {}, what.session);
   if (reply) {
     table_.sent(file->inode, *reply);
+    note_made(*file, reply->attr);
     count("sent empty");
     co_return fermata::Status{};
   }
@@ -173,6 +205,7 @@ Task<void> FileSystem::send_empty(LoopContext& at, FilePtr file, Unsent what) {
   made.leased = found.leased;
   made.parent_leased = found.entry_leased;
   table_.sent(file->inode, made);
+  note_made(*file, made.attr);
   co_return fermata::Status{};
 }
 
@@ -253,7 +286,7 @@ Task<void> FileSystem::send_below(LoopContext& at, InodeId inode) {
 // The cluster will never have it: what was written is kept as a conflict, and the name is free.
 asio::awaitable<void> FileSystem::lose(LoopContext& at, InodeId inode, std::error_code error) {
   const auto files = table_.files_of(inode);
-  if (files.empty() || !table_.drop_unsent(inode, wall_time())) co_return;
+  if (files.empty() || !table_.drop_unsent(inode, wall_time(), NodeTable::Drop::kLost)) co_return;
   const FilePtr file = files.front();
   count("lost before they were sent");
   CachePin copy;

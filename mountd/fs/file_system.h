@@ -320,6 +320,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   /// The cluster knows the file when this has succeeded.
   Task<void> send_file(LoopContext& at, InodeId inode);
   Task<void> send_empty(LoopContext& at, FilePtr file, Unsent what);
+  Task<void> send_nameless(LoopContext& at, FilePtr file, Unsent what);
+  void note_made(FileState& file, const std::optional<Attr>& attr);
   Task<void> send_now(LoopContext& at, FilePtr file, Unsent what);
   Task<void> settle_unmade(LoopContext& at, FilePtr file, Unsent what, std::error_code error);
   /// kForGood: it is sent, or lost. kForNow: or it stays, for another time.

@@ -253,7 +253,7 @@ Task<bool> FileSystem::unlink_unsent(LoopContext& at, InodeId inode) {
   if (!held || !held->file) co_return false;
   const Hold hold(this, held->file);
   FM_CO_TRY(const auto pass, co_await held->file->content_gate.enter());
-  const bool dropped = table_.drop_unsent(inode, wall_time());
+  const bool dropped = table_.drop_unsent(inode, wall_time(), NodeTable::Drop::kRemoved);
   if (dropped) count("removed before they were sent");
   co_return dropped;
 }

@@ -549,12 +549,13 @@ void NodeTable::sent(InodeId id, const MutationReply& reply) {
   (void)enter(*dir, name, id, reply.stamp, reply.parent_leased);
 }
 
-bool NodeTable::drop_unsent(InodeId id, Timestamp now) {
+bool NodeTable::drop_unsent(InodeId id, Timestamp now, Drop how) {
   MutexLock lock(mutex_);
   Inode* of = peek_inode(id);
   if (of == nullptr || !of->unsent) return false;
   const InodeId parent = of->unsent->op.parent;
-  const std::string name = std::move(of->unsent->op.name);
+  const std::string name = of->unsent->op.name;
+  if (how == Drop::kRemoved) of->nameless = std::move(of->unsent);
   of->unsent.reset();
   unsent_.erase(id);
   for (const NodeHandle handle : of->nodes) {
@@ -576,6 +577,21 @@ bool NodeTable::drop_unsent(InodeId id, Timestamp now) {
   if (entry != dir->directory->entries.end() && entry->second.child == id)
     entry->second.child = InodeId{};
   return true;
+}
+
+std::optional<Unsent> NodeTable::nameless(InodeId id) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  if (of == nullptr || !of->nameless) return std::nullopt;
+  return *of->nameless;
+}
+
+void NodeTable::sent_nameless(InodeId id, const MutationReply& reply) {
+  MutexLock lock(mutex_);
+  Inode& of = inode(id);
+  of.nameless.reset();
+  of.gone = false;
+  if (reply.attr) apply_locked(of, *reply.attr, reply.stamp, reply.leased);
 }
 
 void NodeTable::settle_times(InodeId id) {

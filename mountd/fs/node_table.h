@@ -151,8 +151,14 @@ class NodeTable {
   void put_off(InodeId inode, TimePoint now);
   /// The cluster has it: what it answered counts from here on.
   void sent(InodeId inode, const MutationReply& reply);
-  /// Its name is gone at `now`, and it is never sent. False: it is not unsent.
-  bool drop_unsent(InodeId inode, Timestamp now);
+  /// Its name is gone at `now`, and the file is no longer unsent: kLost, or kRemoved with a last
+  /// chance to make it without a name, for whoever still has it open. False: it was not unsent.
+  enum class Drop { kRemoved, kLost };
+  bool drop_unsent(InodeId inode, Timestamp now, Drop how);
+  /// A removed one.
+  std::optional<Unsent> nameless(InodeId inode);
+  /// The cluster has it, without a name.
+  void sent_nameless(InodeId inode, const MutationReply& reply);
   /// Before an own change of the directory's attributes, with nothing in it unsent: what was shown
   /// of changes that the cluster was never told (a file made and removed) is shown no more.
   void settle_times(InodeId directory);
@@ -300,6 +306,7 @@ class NodeTable {
     std::optional<Timestamp> noted_read;
     std::optional<Timestamp> told_read;  // the last one that the cluster was told
     std::unique_ptr<Unsent> unsent;
+    std::unique_ptr<Unsent> nameless;  // was unsent when it was removed
     // Directories:
     Stamp alone;                     // granted to this mount alone; 0: not
     std::set<InodeId> unsent_names;  // files in it

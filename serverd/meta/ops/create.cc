@@ -34,6 +34,13 @@ bool is_device(FileType type) {
   return type == FileType::kCharDevice || type == FileType::kBlockDevice;
 }
 
+/// `reserved` if it is one; none if it cannot be had.
+Result<InodeId> inode_for(OpContext& context, InodeId reserved) {
+  if (!reserved) return next_inode(context);
+  FM_TRY(const bool taken, take_reserved(context, reserved));
+  return taken ? reserved : InodeId();
+}
+
 InodeRecord new_inode(const CreateOp& op, const InodeRecord& parent, const Timestamp& now) {
   const bool directory = op.type == FileType::kDirectory;
   InodeRecord record;
@@ -75,13 +82,8 @@ Outcome apply_op(OpContext& context, const CreateOp& op) {
   const bool is_directory = op.type == FileType::kDirectory;
   if (is_directory && parent.nlink >= kDirectoryLinksMax) return refuse(std::errc::too_many_links);
 
-  InodeId inode = op.inode;
-  if (inode) {
-    FM_TRY(const bool taken, take_reserved(context, inode));
-    if (!taken) return refuse(std::errc::invalid_argument);
-  } else {
-    inode = next_inode(context);
-  }
+  FM_TRY(const InodeId inode, inode_for(context, op.inode));
+  if (!inode) return refuse(std::errc::invalid_argument);
   const Timestamp when = op.inode ? made_at(op.made, context.now()) : context.now();
   InodeRecord record = new_inode(op, parent, when);
   FM_TRY(record.quota, tree_in_force(txn, parent.quota));
@@ -151,8 +153,10 @@ Outcome apply_op(OpContext& context, const CreateUnnamedOp& op) {
   like.mode = op.mode;
   like.uid = op.uid;
   like.gid = op.gid;
-  const InodeId inode = next_inode(context);
-  InodeRecord record = new_inode(like, directory.record, context.now());
+  FM_TRY(const InodeId inode, inode_for(context, op.inode));
+  if (!inode) return refuse(std::errc::invalid_argument);
+  const Timestamp when = op.inode ? made_at(op.made, context.now()) : context.now();
+  InodeRecord record = new_inode(like, directory.record, when);
   FM_TRY(record.quota, tree_in_force(txn, directory.record.quota));
   record.nlink = 0;
   record.linkable = op.linkable;

@@ -392,7 +392,62 @@ TEST_CASE("exclusive: a file that goes before it was sent costs no call", "[excl
   CHECK(cluster.rpc_counts(cluster.mnt()) == before);
   CHECK(happened(cluster, cluster.mnt(), "removed before they were sent") == 50);
   CHECK(names_in(dir).empty());
+  {
+    // What is asked of one that is open after all works as on any removed file.
+    const Fd fd(dir + "/gone", O_CREAT | O_EXCL | O_RDWR);
+    fd.pwrite("bytes", 0);
+    REQUIRE(unlink((dir + "/gone").c_str()) == 0);
+    struct stat before_it {
+    }, st{};
+    REQUIRE(fstat(fd.get(), &before_it) == 0);
+    CHECK(fchmod(fd.get(), 0600) == 0);
+    CHECK(fchown(fd.get(), 5, 6) == 0);
+    CHECK(fsetxattr(fd.get(), "user.a", "v", 1, 0) == 0);
+    CHECK(flock(fd.get(), LOCK_EX | LOCK_NB) == 0);
+    REQUIRE(fstat(fd.get(), &st) == 0);
+    CHECK(st.st_ino == before_it.st_ino);
+    CHECK((st.st_mode & 07777) == 0600);
+    CHECK(st.st_uid == 5);
+    CHECK(st.st_nlink == 0);
+    CHECK(st.st_size == 5);
+    CHECK(fd.pread(10, 0) == "bytes");
+    fd.pwrite("more", 5);
+    CHECK(fd.pread(10, 0) == "bytesmore");
+  }
   CHECK(rmdir(dir.c_str()) == 0);
+  CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("exclusive: who made a file commits it, whoever owns it by then", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  REQUIRE(chmod((two.a + "/d").c_str(), 0777) == 0);
+  have_alone(two.cluster, two.a, two.a + "/d");
+  REQUIRE(seteuid(1001) == 0);
+  Fd fd(two.a + "/d/hers", O_CREAT | O_EXCL | O_RDWR, 0444);
+  REQUIRE(seteuid(0) == 0);
+  CHECK(stat_of(two.a + "/d/hers").st_uid == 1001);
+  REQUIRE(chown((two.a + "/d/hers").c_str(), 1000, -1) == 0);
+  fd.pwrite("text", 0);
+  CHECK_NOTHROW(fd.close());
+  CHECK(read_file(two.b + "/d/hers") == "text");
+}
+
+TEST_CASE("exclusive: a file that is written and as empty as before is made", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  {
+    const Fd fd(two.a + "/d/f", O_CREAT | O_EXCL | O_RDWR);
+    REQUIRE(fallocate(fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 100, 283) == 0);
+  }
+  {
+    const Fd fd(two.a + "/d/g", O_CREAT | O_EXCL | O_RDWR);
+    fd.pwrite("x", 0);
+    REQUIRE(ftruncate(fd.get(), 0) == 0);
+    CHECK(errno_of(close(dup(fd.get()))) == 0);
+  }
+  CHECK(stat_of(two.b + "/d/f").st_size == 0);
+  CHECK(stat_of(two.b + "/d/g").st_size == 0);
 }
 
 TEST_CASE("exclusive: a file that stays open is sent after a while, and by fsync at once",
@@ -418,26 +473,41 @@ TEST_CASE("exclusive: a file that stays open is sent after a while, and by fsync
 }
 
 TEST_CASE(
-    "exclusive: a mount that dies holds others up for its lease at most, and loses only what "
-    "was not closed",
+    "exclusive: a mount that dies holds others up for its lease at most, and loses only what was "
+    "not closed",
     "[exclusive]") {
   FM_NEEDS_MOUNTS();
-  Two two;
-  write_file(two.a + "/d/closed", "closed");
-  have_alone(two.cluster, two.a, two.a + "/d");
-  const auto fd = two.make("open");
-  two.cluster.kill_mount(two.a);
+  MiniCluster cluster;
+  const std::string b = cluster.mnt();
+  const std::string a = cluster.mount_another();
+  REQUIRE(mkdir((a + "/d").c_str(), 0777) == 0);
+  have_alone(cluster, a, a + "/d");
+  write_file(a + "/d/closed", "closed");
+  const long before = made_here(cluster, a);
+  Held open_file(a + "/d/open");
+  open_file.pwrite("never closed", 0);
+  REQUIRE(made_here(cluster, a) == before + 1);
+  cluster.kill_mount(a);
   const auto began = std::chrono::steady_clock::now();
-  const auto names = names_in(two.b + "/d");
+  const auto names = names_in(b + "/d");
   CHECK(names.contains("closed"));
-  write_file(two.b + "/d/mine", "mine");
+  write_file(b + "/d/mine", "mine");
   CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(25));
-  CHECK(read_file(two.b + "/d/closed") == "closed");
-  // What it left is no trouble for the next one.
-  const RunResult again =
-      two.cluster.mount_with(two.a, two.cluster.dir() + "/cache", std::string());
+  CHECK(read_file(b + "/d/closed") == "closed");
+  // What it left is no trouble for the next one: it is committed if the cluster came to know the
+  // file, and set aside otherwise.
+  const RunResult again = cluster.mount_with(a, a + ".cache");
   CAPTURE(again.out);
-  if (again.exit_code == 0) CHECK(read_file(two.a + "/d/mine") == "mine");
+  REQUIRE(again.exit_code == 0);
+  CHECK(read_file(a + "/d/mine") == "mine");
+  const bool known = names.contains("open");
+  CHECK(eventually([&] {
+    const RunResult stat = cluster.fermata("cache stat --json " + a);
+    const json::value document = json::parse(stat.out);
+    const long kept = document.as_object().at("conflict_files").to_number<long>();
+    return known ? read_file(b + "/d/open") == "never closed" : kept == 1;
+  }));
+  CHECK(names_in(b + "/d").size() == (known ? 3U : 2U));
 }
 
 TEST_CASE("exclusive: files made before a failover are there after it", "[exclusive]") {

@@ -114,6 +114,7 @@ asio::awaitable<bool> SimMount::give_up_alone(Duration) {
 
 std::optional<Attr> SimMount::make_here(InodeId parent, const std::string& name) {
   Inode& dir = inodes_[parent];
+  if (changing_.contains(parent)) return std::nullopt;  // the kernel's lock of the directory
   if (!dir.alone || !holds(dir.alone) || !attr_valid(dir) || reserve_.empty()) return std::nullopt;
   if (dir.attr->nlink == 0 || !session_.id() || session_.id() != reserve_of_) return std::nullopt;
   const auto entry = dir.entries.find(name);
@@ -255,11 +256,16 @@ std::vector<InodeId> SimMount::all_unsent() const {
 }
 
 Task<void> SimMount::send_names(InodeId directory) {
-  std::vector<InodeId> in;
-  for (const auto& [inode, unsent] : unsent_)
-    if (unsent.op.parent == directory) in.push_back(inode);
-  for (const InodeId inode : in) (void)co_await send(inode);
-  co_return Status();
+  for (;;) {
+    std::vector<InodeId> in;
+    for (const auto& [inode, unsent] : unsent_)
+      if (unsent.op.parent == directory) in.push_back(inode);
+    if (in.empty() || !session_.id()) co_return Status();
+    for (const InodeId inode : in) {
+      const auto sent = co_await send(inode);
+      if (!sent && unsent_.contains(inode)) co_return sent.error();
+    }
+  }
 }
 
 // ---------------------------------------------------------------- reads
@@ -651,6 +657,7 @@ Task<Attr> SimMount::create(InodeId parent, std::string name, FileType type, boo
     if (holds(inodes_[parent].alone)) FM_CO_CHECK(co_await known_name(parent, name));
     if (const auto made = make_here(parent, name)) co_return *made;
   }
+  const Changing changing(changing_, parent);
   const auto known = inodes_[parent].entries.find(name);
   if (known != inodes_[parent].entries.end()) {
     const InodeId child = known->second.child;
@@ -677,6 +684,7 @@ Task<Attr> SimMount::create(InodeId parent, std::string name, FileType type, boo
 }
 
 Task<void> SimMount::link(InodeId inode, InodeId parent, std::string name) {
+  const Changing changing(changing_, parent);
   FM_CO_CHECK(co_await send(inode));
   Mutation mutation = LinkOp{inode, parent, name};
   FM_CO_TRY(const auto reply, co_await mutate(std::move(mutation)));
@@ -686,6 +694,7 @@ Task<void> SimMount::link(InodeId inode, InodeId parent, std::string name) {
 }
 
 Task<void> SimMount::unlink(InodeId parent, std::string name) {
+  const Changing changing(changing_, parent);
   FM_CO_TRY(const auto victim, co_await lookup(parent, name));
   if (!victim) co_return std::make_error_code(std::errc::no_such_file_or_directory);
   FM_CO_TRY(const bool unsent, co_await begin_sending(victim->inode));
@@ -702,6 +711,7 @@ Task<void> SimMount::unlink(InodeId parent, std::string name) {
 }
 
 Task<void> SimMount::rmdir(InodeId parent, std::string name) {
+  const Changing changing(changing_, parent);
   for (const InodeId inode : all_unsent()) FM_CO_CHECK(co_await send(inode));
   Mutation mutation = RmdirOp{parent, name};
   FM_CO_TRY(const auto reply, co_await mutate(std::move(mutation)));
@@ -710,6 +720,8 @@ Task<void> SimMount::rmdir(InodeId parent, std::string name) {
 }
 
 Task<void> SimMount::rename(RenameOp op) {
+  const Changing changing(changing_, op.parent);
+  const Changing changing_too(changing_, op.new_parent);
   for (const InodeId inode : all_unsent()) FM_CO_CHECK(co_await send(inode));
   FM_CO_TRY(const auto target, co_await lookup(op.new_parent, op.new_name));
   if (target && inodes_[target->inode].holds != 0) {

@@ -68,6 +68,18 @@ class SimMount final : public mountd::SessionKeeper::Events {
     bool sending = false;
   };
   enum class Sending : std::uint8_t { kForNow, kForGood };
+  /// A change of the directory's names is under way: the kernel lets no other one begin there.
+  class Changing {
+   public:
+    Changing(std::multiset<InodeId>& in, InodeId directory) : in_(in), at_(in.insert(directory)) {}
+    Changing(const Changing&) = delete;
+    Changing& operator=(const Changing&) = delete;
+    ~Changing() { in_.erase(at_); }
+
+   private:
+    std::multiset<InodeId>& in_;
+    const std::multiset<InodeId>::iterator at_;
+  };
   struct Dentry {
     InodeId child;  ///< none: surely absent
     Stamp stamp;
@@ -121,6 +133,7 @@ class SimMount final : public mountd::SessionKeeper::Events {
   std::unordered_map<InodeId, Inode> inodes_;
   std::set<std::uint64_t> own_;  ///< mutations on their way, as the oracle numbers them
   std::map<InodeId, Unsent> unsent_;
+  std::multiset<InodeId> changing_;
   std::deque<InodeId> reserve_;
   SessionId reserve_of_;
   bool reserving_ = false;

@@ -73,7 +73,8 @@ std::vector<Mutation> sample_mutations() {
           commit,
           ReleaseOrphansOp{{InodeId(1), InodeId(5)}},
           NoteReadsOp{{{InodeId(1), {-5, 7}}, {InodeId(2), {9, 0}}}},
-          CreateUnnamedOp{InodeId(1), 0640, 1, 2, 027, true},
+          CreateUnnamedOp{InodeId(1), 0640, 1, 2, 027, true, {}, {}},
+          CreateUnnamedOp{InodeId(1), 0640, 1, 2, 027, false, InodeId(7), {8, 9}},
           SetQuotaOp{QuotaKind::kTree, 7, false, 1 << 20, {}},
           SetQuotaOp{QuotaKind::kUser, 1000, true, {}, 5}};
 }

@@ -63,6 +63,23 @@ TEST_CASE_METHOD(Makers, "make: without content it is as create makes it", "[ser
   CHECK(problems().empty());
 }
 
+TEST_CASE_METHOD(Makers, "make: an id in reserve may be made without a name", "[serverd][meta]") {
+  const InodeId first = reserve(1).inode;
+  CreateUnnamedOp unnamed;
+  unnamed.parent = kRootInode;
+  unnamed.mode = 0600;
+  unnamed.linkable = false;
+  unnamed.inode = first;
+  unnamed.made = {500, 7};
+  REQUIRE(d.mutate(unnamed).inode == first);
+  CHECK(d.ns->attr(first)->nlink == 0);
+  CHECK(d.ns->attr(first)->btime == Timestamp{500, 7});
+  REFUSED(d.mutate(unnamed), invalid_argument);
+  REQUIRE(d.mutate(ReleaseOrphansOp{{first}}).error == 0);
+  CHECK_FALSE(d.ns->attr(first));
+  CHECK(problems().empty());
+}
+
 TEST_CASE_METHOD(Makers, "make: the directory's times go forwards only", "[serverd][meta]") {
   const InodeId dir = d.mkdir(kRootInode, "d").inode;
   const Timestamp before = d.ns->attr(dir)->ctime;
