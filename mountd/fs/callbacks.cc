@@ -40,7 +40,7 @@ void FileSystem::invalidate_later(NodeTable::Invalidation what) {
 }
 
 asio::awaitable<CallbackReply> FileSystem::on_callback(CallbackRequest request) {
-  table_.begin_call_back(request);
+  const auto had_alone = table_.begin_call_back(request);
   std::vector<InodeId> unsent;
   for (const auto& item : request.items) {
     const auto in = table_.unsent_in(item.inode);
@@ -48,6 +48,7 @@ asio::awaitable<CallbackReply> FileSystem::on_callback(CallbackRequest request) 
   }
   // What was made in a directory is the cluster's before anybody else looks there.
   if (!unsent.empty()) co_await send_all(loops_.front(), std::move(unsent), Sending::kForGood);
+  for (const InodeId directory : had_alone) co_await tell_change(loops_.front(), directory);
   auto dropped = table_.call_back(request);
   CallbackReply reply;
   reply.open = dropped.open;

@@ -264,10 +264,32 @@ asio::awaitable<void> FileSystem::send_all(LoopContext& at, std::vector<InodeId>
   for (const auto& waiter : waiters) (void)co_await waiter->wait();
 }
 
+Task<void> FileSystem::send_name(LoopContext& at, InodeId directory, std::string name) {
+  const InodeId there = table_.peek(directory, name);
+  if (!there) co_return fermata::Status{};
+  co_return co_await send_file(at, there);
+}
+
 Task<void> FileSystem::send_names(LoopContext& at, InodeId directory) {
   auto inodes = table_.unsent_in(directory);
   if (!inodes.empty()) co_await send_all(at, std::move(inodes), Sending::kForGood);
+  if (table_.has_alone(directory)) co_await tell_change(at, directory);
   co_return fermata::Status{};
+}
+
+// Nobody else has changed the directory since: it was this mount's alone.
+asio::awaitable<void> FileSystem::tell_change(LoopContext& at, InodeId directory) {
+  const auto when = table_.untold_change(directory);
+  if (!when) co_return;
+  SetAttrOp op;
+  op.inode = directory;
+  op.mtime = *when;
+  op.written = true;
+  const Credentials nobody;
+  Mutation mutation = op;
+  const auto reply = co_await at.client->mutate(nobody, std::move(mutation), {}, session_.id());
+  if (reply && reply->attr) table_.apply(*reply->attr, reply->stamp, reply->leased);
+  table_.settle_times(directory);
 }
 
 Task<void> FileSystem::send_below(LoopContext& at, InodeId inode) {

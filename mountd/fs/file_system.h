@@ -329,8 +329,12 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   awaitable<void> send_behind(LoopContext& at, InodeId inode, Sending how,
                               std::shared_ptr<Signal> done);
   awaitable<void> send_all(LoopContext& at, std::vector<InodeId> inodes, Sending how);
+  /// So that whoever makes the name otherwise meets it.
+  Task<void> send_name(LoopContext& at, InodeId directory, std::string name);
   /// The cluster knows all files that were made in the directory.
   Task<void> send_names(LoopContext& at, InodeId directory);
+  /// The cluster knows when the directory was last changed here, by a file that came and went.
+  awaitable<void> tell_change(LoopContext& at, InodeId directory);
   /// Before an own change that depends on it: the inode itself, and what was made in it. None: it
   /// is not known which one it is.
   Task<void> send_below(LoopContext& at, InodeId inode);

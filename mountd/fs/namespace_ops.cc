@@ -110,6 +110,7 @@ Task<Entry> FileSystem::do_create(LoopContext& at, Credentials who, NodeHandle p
   op.uid = who.uid;
   op.gid = who.gid;
   const std::string name = op.name;
+  FM_CO_CHECK(co_await send_name(at, *directory, name));
   FM_CO_TRY(const auto reply, co_await at.client->mutate(who, std::move(op)));
   if (!reply.attr) co_return std::errc::io_error;
   apply_parents(reply);
@@ -172,6 +173,7 @@ Task<Entry> FileSystem::add_name(LoopContext& at, Credentials who, NodeHandle no
   const auto directory = table_.inode_of(parent);
   if (!inode || !directory) co_return from_errno(ESTALE);
   FM_CO_CHECK(co_await send_file(at, *inode));
+  FM_CO_CHECK(co_await send_name(at, *directory, name));
   Mutation op = LinkOp{*inode, *directory, name};
   const auto answer = co_await at.client->mutate(who, std::move(op));
   if (!answer) {

@@ -594,6 +594,14 @@ void NodeTable::sent_nameless(InodeId id, const MutationReply& reply) {
   if (reply.attr) apply_locked(of, *reply.attr, reply.stamp, reply.leased);
 }
 
+std::optional<Timestamp> NodeTable::untold_change(InodeId id) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  if (of == nullptr || !of->unsent_names.empty() || of->gone) return std::nullopt;
+  if (!of->known || of->changed_here <= of->attr.ctime) return std::nullopt;
+  return of->changed_here;
+}
+
 void NodeTable::settle_times(InodeId id) {
   MutexLock lock(mutex_);
   Inode* of = peek_inode(id);
@@ -839,13 +847,16 @@ void NodeTable::add_names(const Inode& of, Invalidation& to) {
   }
 }
 
-void NodeTable::begin_call_back(const CallbackRequest& request) {
+std::vector<InodeId> NodeTable::begin_call_back(const CallbackRequest& request) {
   MutexLock lock(mutex_);
+  std::vector<InodeId> had_alone;
   for (const auto& item : request.items) {
     Inode& of = inode(item.inode);
     of.called_back = std::max(of.called_back, request.stamp);
+    if (alone(of)) had_alone.push_back(item.inode);
     of.alone = Stamp{};
   }
+  return had_alone;
 }
 
 NodeTable::Invalidation NodeTable::call_back(const CallbackRequest& request) {

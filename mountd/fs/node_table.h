@@ -159,8 +159,10 @@ class NodeTable {
   std::optional<Unsent> nameless(InodeId inode);
   /// The cluster has it, without a name.
   void sent_nameless(InodeId inode, const MutationReply& reply);
-  /// Before an own change of the directory's attributes, with nothing in it unsent: what was shown
-  /// of changes that the cluster was never told (a file made and removed) is shown no more.
+  /// With nothing in it unsent: the directory's last change if the cluster was never told (a file
+  /// made and removed).
+  std::optional<Timestamp> untold_change(InodeId directory);
+  /// What was shown of such a change is shown no more.
   void settle_times(InodeId directory);
   /// Gone for good, or never there.
   bool is_gone(InodeId inode);
@@ -238,8 +240,8 @@ class NodeTable {
     bool all_entries = false;  ///< expire every dentry of the mount
     std::vector<InodeId> open;
   };
-  /// First: no file is made unsent in these directories from here on.
-  void begin_call_back(const CallbackRequest& request);
+  /// First: no file is made unsent in these directories from here on. Those that were had alone.
+  std::vector<InodeId> begin_call_back(const CallbackRequest& request);
   Invalidation call_back(const CallbackRequest& request);
   /// What the kernel must drop when all leases are void.
   Invalidation everything();

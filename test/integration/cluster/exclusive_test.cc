@@ -418,6 +418,25 @@ TEST_CASE("exclusive: a file that goes before it was sent costs no call", "[excl
   CHECK(cluster.digests_equal());
 }
 
+TEST_CASE("exclusive: a file that came and went has changed its directory", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  const struct stat before = stat_of(two.b + "/d");
+  have_alone(two.cluster, two.a, two.a + "/d");  // makes and removes some
+  {
+    const Fd fd(two.a + "/d/f", O_CREAT | O_EXCL | O_RDWR);
+    REQUIRE(unlink((two.a + "/d/f").c_str()) == 0);
+  }
+  const struct stat here = stat_of(two.a + "/d");
+  const struct stat there = stat_of(two.b + "/d");
+  const struct stat later = stat_of(two.a + "/d");
+  const auto ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_nsec; };
+  CHECK(ns(here.st_mtim) > ns(before.st_mtim));
+  CHECK(ns(there.st_mtim) == ns(here.st_mtim));
+  CHECK(ns(there.st_ctim) == ns(here.st_ctim));
+  CHECK(ns(later.st_mtim) == ns(here.st_mtim));
+}
+
 TEST_CASE("exclusive: who made a file commits it, whoever owns it by then", "[exclusive]") {
   FM_NEEDS_MOUNTS();
   Two two;

@@ -154,6 +154,8 @@ Task<void> SimMount::known_name(InodeId parent, std::string name) {
   co_return Status();
 }
 
+asio::awaitable<void> SimMount::fill_reserve_behind() { (void)co_await fill_reserve(); }
+
 Task<void> SimMount::fill_reserve() {
   const SessionId session = session_.id();
   if (reserve_of_ != session) {
@@ -679,13 +681,17 @@ Task<Attr> SimMount::create(InodeId parent, std::string name, FileType type, boo
   };
   if (reply.parent_exclusive) alone(parent);
   if (reply.exclusive) alone(reply.attr->inode);
-  if (reply.exclusive || reply.parent_exclusive) (void)co_await fill_reserve();
+  if (reply.exclusive || reply.parent_exclusive)
+    asio::co_spawn(env_.executor(), fill_reserve_behind(), asio::detached);
   co_return *reply.attr;
 }
 
 Task<void> SimMount::link(InodeId inode, InodeId parent, std::string name) {
   const Changing changing(changing_, parent);
   FM_CO_CHECK(co_await send(inode));
+  if (const auto known = inodes_[parent].entries.find(name);
+      known != inodes_[parent].entries.end() && unsent_.contains(known->second.child))
+    co_return std::make_error_code(std::errc::file_exists);
   Mutation mutation = LinkOp{inode, parent, name};
   FM_CO_TRY(const auto reply, co_await mutate(std::move(mutation)));
   set_entry(parent, name, reply.attr ? inode : InodeId(), reply.stamp,
@@ -712,6 +718,9 @@ Task<void> SimMount::unlink(InodeId parent, std::string name) {
 
 Task<void> SimMount::rmdir(InodeId parent, std::string name) {
   const Changing changing(changing_, parent);
+  FM_CO_TRY(const auto victim, co_await lookup(parent, name));
+  if (!victim) co_return std::make_error_code(std::errc::no_such_file_or_directory);
+  const Changing changing_it(changing_, victim->inode);
   for (const InodeId inode : all_unsent()) FM_CO_CHECK(co_await send(inode));
   Mutation mutation = RmdirOp{parent, name};
   FM_CO_TRY(const auto reply, co_await mutate(std::move(mutation)));

@@ -112,6 +112,7 @@ class SimMount final : public mountd::SessionKeeper::Events {
   std::optional<Attr> make_here(InodeId parent, const std::string& name);
   Task<void> known_name(InodeId parent, std::string name);
   Task<void> fill_reserve();
+  boost::asio::awaitable<void> fill_reserve_behind();
   /// Waits while it is being sent; false: it is no longer unsent.
   Task<bool> begin_sending(InodeId inode);
   Task<void> send(InodeId inode, Sending how = Sending::kForGood);
