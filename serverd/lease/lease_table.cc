@@ -64,6 +64,13 @@ void LeaseTable::given_up(SessionId session) {
   it->second.cleared.clear();
 }
 
+void LeaseTable::note_maker(SessionId session) {
+  const auto it = sessions_.find(session);
+  if (it == sessions_.end() || !it->second.wildcard || it->second.maker) return;
+  it->second.maker = true;
+  ++makers_;
+}
+
 void LeaseTable::remove_session(SessionId id) {
   const auto it = sessions_.find(id);
   if (it == sessions_.end()) return;

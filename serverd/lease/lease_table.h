@@ -132,6 +132,8 @@ class LeaseTable {
   void unmark(const TouchSet& touched, SessionId by = {});
   /// The requests to send, by session, all with one fresh stamp.
   std::map<SessionId, CallbackRequest> break_leases(const TouchSet& touched, SessionId caller);
+  /// Ids were reserved for it. One that still trusts older terms' grants may use them under these.
+  void note_maker(SessionId session);
   /// `session` answered `request` (of break_leases or evict).
   void answered(SessionId session, const CallbackRequest& request, const CallbackReply& reply);
   /// Sessions known to have `inode` open without a lease, but for `caller`.

@@ -166,9 +166,10 @@ Task<CommandResult> MutateService::execute(std::shared_ptr<Flight> flight) {
 Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term term) {
   const MutationRequest& request = flight->request;
   Result<MutationPlan> plan = Errc::kRetry;
-  for (;;) {
+  for (bool waited = false;; waited = true) {
     FM_CO_CHECK(co_await readable(node_));
-    if (!node_.serves(term)) co_return Errc::kRetry;
+    // Another primary may have carried it out while this one waited: its client asks again.
+    if (!node_.serves(term)) co_return waited ? Errc::kNotPrimary : Errc::kRetry;
     // What others made without telling comes first: the plan is made of it.
     const auto directories = directories_of(*node_.ns, request.op);
     if (node_.callbacks->held_elsewhere(directories, request.session)) {

@@ -172,6 +172,7 @@ struct Replier {
     reply.version = result.version;
   }
   void operator()(const ReserveInodesOp&) {
+    leases.note_maker(session);
     reply.reserved = result.inode;
     reply.reserved_count = static_cast<std::uint32_t>(result.count);
   }

@@ -326,3 +326,16 @@ TEST_CASE("LeaseTable: a new primary's reads ask each session that may have made
   table.remove_session(kB);
   CHECK_FALSE(table.held_elsewhere(kOther, kC));
 }
+
+TEST_CASE("LeaseTable: ids that come after a failover make a session one that may have made files",
+          "[lease]") {
+  LeaseTable table;
+  table.start_term(Term(4), {kA, kB});
+  CHECK_FALSE(table.held_elsewhere(kDir, kB));
+  table.note_maker(kA);  // it may still hold the directory by the old term
+  CHECK(table.held_elsewhere(kDir, kB));
+  table.given_up(kA);
+  CHECK_FALSE(table.held_elsewhere(kDir, kB));
+  table.note_maker(kA);
+  CHECK_FALSE(table.held_elsewhere(kDir, kB));
+}
