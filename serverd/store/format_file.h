@@ -11,7 +11,7 @@
 
 namespace fermata::serverd {
 
-inline constexpr std::uint32_t kStoreFormatVersion = 2;
+inline constexpr std::uint32_t kStoreFormatVersion = 1;
 
 struct StoreFormat {
   std::uint32_t version = kStoreFormatVersion;
@@ -19,7 +19,7 @@ struct StoreFormat {
 };
 
 std::string encode_format(const StoreFormat& format);
-/// kVersionMismatch for other magic or another version; kCorruptStore for a bad checksum.
+/// kVersionMismatch for other magic or a newer version; kCorruptStore for a bad checksum.
 Result<StoreFormat> decode_format(ByteView bytes);
 
 /// None if there is no such file.

@@ -46,19 +46,6 @@ Status to_status(const rocksdb::Status& status) {
 
 rocksdb::Slice slice(std::string_view text) { return {text.data(), text.size()}; }
 
-/// A record's key as RocksDB has it.
-std::string full_key(Family family, std::string_view key) {
-  std::string full;
-  full.reserve(1 + key.size());
-  full.push_back(static_cast<char>(family));
-  return full.append(key);
-}
-/// The first key that is behind every key of that family that is below `upper` (empty: behind all).
-std::string full_upper(Family family, std::string_view upper) {
-  if (!upper.empty()) return full_key(family, upper);
-  return std::string(1, static_cast<char>(static_cast<int>(family) + 1));
-}
-
 /// RocksDB's messages go with ours. Its own log file would end the process on a full disk (an
 /// assertion in WritableFileWriter), and must not be left in a checkpoint that is only read.
 class OurLog final : public rocksdb::Logger {
@@ -74,19 +61,8 @@ class OurLog final : public rocksdb::Logger {
 
 /// Recovery from a full disk is RocksStore::flush()'s: RocksDB's own waits until a whole memtable
 /// more is free than it needs, lets nobody else try meanwhile, and on a small disk waits for ever.
-///
-/// A compaction that has no room is no reason to stop: it changed nothing, and is tried again after
-/// a later flush. In RocksDB before 8.7 such a stop while a flush is at work leaves what that one
-/// wrote neither installed nor given back, and every later flush waits for it for ever (its pull
-/// request 11872). Without atomic_flush another loss is met: a request for a flush that a thread
-/// takes up after an error stopped it is not put back, and keeps new ones out.
-class FullDiskListener final : public rocksdb::EventListener {
+class NoAutoRecovery final : public rocksdb::EventListener {
  public:
-  void OnBackgroundError(rocksdb::BackgroundErrorReason reason, rocksdb::Status* error) override {
-    if (reason != rocksdb::BackgroundErrorReason::kCompaction || !error->IsNoSpace()) return;
-    spdlog::debug("rocksdb: a compaction waits for room: {}", error->ToString());
-    *error = rocksdb::Status::OK();
-  }
   void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status,
                             bool* auto_recovery) override {
     *auto_recovery = false;
@@ -102,7 +78,7 @@ rocksdb::CompressionType compression() {
 rocksdb::DBOptions database_options(const RocksOptions& options,
                                     const std::shared_ptr<rocksdb::Cache>& cache) {
   rocksdb::DBOptions db;
-  db.atomic_flush = true;                 // see FullDiskListener
+  db.atomic_flush = true;
   db.avoid_flush_during_shutdown = true;  // durable is what flush() made so, in tests as in a crash
   db.paranoid_checks = true;
   db.max_background_jobs = options.background_jobs;
@@ -113,12 +89,12 @@ rocksdb::DBOptions database_options(const RocksOptions& options,
   db.stats_dump_period_sec = 0;
   db.stats_persist_period_sec = 0;
   db.bytes_per_sync = 1u << 20;
-  db.listeners.push_back(std::make_shared<FullDiskListener>());
+  db.listeners.push_back(std::make_shared<NoAutoRecovery>());
   return db;
 }
 
-rocksdb::ColumnFamilyOptions table_options(const RocksOptions& options,
-                                           const std::shared_ptr<rocksdb::Cache>& cache) {
+rocksdb::ColumnFamilyOptions family_options(const RocksOptions& options,
+                                            const std::shared_ptr<rocksdb::Cache>& cache) {
   rocksdb::BlockBasedTableOptions table;
   table.block_cache = cache;
   table.checksum = rocksdb::kXXH3;
@@ -130,10 +106,11 @@ rocksdb::ColumnFamilyOptions table_options(const RocksOptions& options,
   table.pin_l0_filter_and_index_blocks_in_cache = true;
   rocksdb::ColumnFamilyOptions family;
   family.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
-  family.write_buffer_size = options.memtable_bytes / 4;
+  family.write_buffer_size = options.memtable_bytes / 2;
   family.max_write_buffer_number = 4;
   family.memtable_prefix_bloom_size_ratio = 0.05;
   family.memtable_whole_key_filtering = true;
+  family.arena_block_size = 64u << 10;  // many families are nearly empty
   family.compression = compression();
   family.level_compaction_dynamic_level_bytes = true;
   family.target_file_size_base = options.table_bytes;
@@ -177,16 +154,21 @@ std::string directory_name(const std::string& path, std::uint64_t number) {
 
 struct RocksStore::Database {
   std::unique_ptr<rocksdb::DB> db;
+  std::vector<rocksdb::ColumnFamilyHandle*> handles;  // [0] is RocksDB's default family, unused
   std::string directory;
   std::atomic<bool> remove_when_closed{false};
 
-  /// Memtables that are full or to be flushed and are not on the disk yet.
+  rocksdb::ColumnFamilyHandle* handle(Family family) const {
+    return handles[static_cast<std::size_t>(family)];
+  }
+  /// Memtables, of all families, that are full or to be flushed and are not on the disk yet.
   std::uint64_t unflushed() const {
     std::uint64_t count = 0;
     const std::string property = rocksdb::DB::Properties::kNumImmutableMemTable;
-    return db->GetIntProperty(property, &count) ? count : 0;
+    return db->GetAggregatedIntProperty(property, &count) ? count : 0;
   }
   ~Database() {
+    for (auto* handle : handles) static_cast<void>(db->DestroyColumnFamilyHandle(handle));
     if (db) static_cast<void>(db->Close());
     db.reset();
     if (remove_when_closed) static_cast<void>(RealDisk().remove_all(directory));
@@ -196,17 +178,24 @@ struct RocksStore::Database {
   static Result<std::shared_ptr<Database>> open(const std::string& directory, Mode mode,
                                                 const RocksOptions& options) {
     auto cache = rocksdb::NewLRUCache(options.cache_bytes);
-    rocksdb::Options all(database_options(options, cache), table_options(options, cache));
+    rocksdb::DBOptions db_options = database_options(options, cache);
+    const auto family_option = family_options(options, cache);
+    std::vector<rocksdb::ColumnFamilyDescriptor> descriptors{
+        {rocksdb::kDefaultColumnFamilyName, family_option}};
+    for (const Family family : kFamilies)
+      descriptors.emplace_back(to_string(family), family_option);
     auto database = std::make_shared<Database>();
     database->directory = directory;
     rocksdb::DB* raw = nullptr;
     rocksdb::Status status;
     if (mode == Mode::kReadOnly) {
-      status = rocksdb::DB::OpenForReadOnly(all, directory, &raw);
+      status = rocksdb::DB::OpenForReadOnly(db_options, directory, descriptors, &database->handles,
+                                            &raw);
     } else {
-      all.create_if_missing = mode == Mode::kCreate;
-      all.error_if_exists = mode == Mode::kCreate;
-      status = rocksdb::DB::Open(all, directory, &raw);
+      db_options.create_if_missing = mode == Mode::kCreate;
+      db_options.error_if_exists = mode == Mode::kCreate;
+      db_options.create_missing_column_families = mode == Mode::kCreate;
+      status = rocksdb::DB::Open(db_options, directory, descriptors, &database->handles, &raw);
     }
     if (!status.ok()) {
       // What is missing or contradicts itself in a directory whose FORMAT is ours is damage.
@@ -238,22 +227,19 @@ class RocksIterator final : public KvIterator {
  public:
   RocksIterator(std::shared_ptr<Database> database, std::shared_ptr<Hold> hold, Family family,
                 std::string_view lower, std::string_view upper)
-      : database_(std::move(database)),
-        hold_(std::move(hold)),
-        lower_(full_key(family, lower)),
-        upper_(full_upper(family, upper)) {
+      : database_(std::move(database)), hold_(std::move(hold)), lower_(lower), upper_(upper) {
     lower_slice_ = lower_;
     upper_slice_ = upper_;
     rocksdb::ReadOptions options;
     options.iterate_lower_bound = &lower_slice_;
-    options.iterate_upper_bound = &upper_slice_;
+    if (!upper_.empty()) options.iterate_upper_bound = &upper_slice_;
     if (hold_) options.snapshot = hold_->snapshot;
-    it_.reset(database_->db->NewIterator(options));
-    if (lower_ < upper_) it_->Seek(lower_slice_);
+    it_.reset(database_->db->NewIterator(options, database_->handle(family)));
+    if (upper_.empty() || lower_ < upper_) it_->Seek(lower_slice_);
   }
   bool valid() const override { return it_->Valid(); }
   void next() override { it_->Next(); }
-  std::string_view key() const override { return it_->key().ToStringView().substr(1); }
+  std::string_view key() const override { return it_->key().ToStringView(); }
   std::string_view value() const override { return it_->value().ToStringView(); }
   Status status() const override { return to_status(it_->status()); }
 
@@ -271,7 +257,7 @@ Result<std::optional<std::string>> get_from(const Database& database,
   rocksdb::ReadOptions options;
   options.snapshot = snapshot;
   std::string value;
-  const auto status = database.db->Get(options, full_key(family, key), &value);
+  const auto status = database.db->Get(options, database.handle(family), slice(key), &value);
   if (status.IsNotFound()) return std::optional<std::string>();
   if (!status.ok()) return to_code(status);
   return std::optional(std::move(value));
@@ -365,8 +351,9 @@ Status RocksStore::write(const KvBatch& batch) {
   const auto database = this->database();
   rocksdb::WriteBatch writes;
   for (const KvBatch::Write& write : batch.writes()) {
-    const std::string key = full_key(write.family, write.key);
-    const auto status = write.value ? writes.Put(key, slice(*write.value)) : writes.Delete(key);
+    auto* handle = database->handle(write.family);
+    const auto status = write.value ? writes.Put(handle, slice(write.key), slice(*write.value))
+                                    : writes.Delete(handle, slice(write.key));
     if (!status.ok()) return to_code(status);
   }
   rocksdb::WriteOptions options;
@@ -382,18 +369,18 @@ Status RocksStore::flush() {
   const auto database = this->database();
   rocksdb::FlushOptions options;
   options.wait = true;
-  auto status = database->db->Flush(options);
+  auto status = database->db->Flush(options, database->handles);
   // Once a write of its own found the disk full RocksDB refuses everything, until it is told that
   // there is room again. What was not written is still in its memory.
   if (status.IsNoSpace() && database->db->Resume().ok()) {
-    status = database->db->Flush(options);
+    status = database->db->Flush(options, database->handles);
   }
   // After a Resume() RocksDB 7.8 never waits again and says that all is well: it goes on taking the
   // database for stopped (ErrorHandler::ClearBGError). A flush that then fails is told to whoever
   // asks next.
   for (int polls = 1; status.ok() && database->unflushed() != 0; ++polls) {
     std::this_thread::sleep_for(kFlushPoll);
-    if (polls % kPollsPerFlush == 0) status = database->db->Flush(options);
+    if (polls % kPollsPerFlush == 0) status = database->db->Flush(options, database->handles);
   }
   return to_status(status);
 }
@@ -465,15 +452,12 @@ Status RocksStore::bind_cluster(ClusterId cluster) {
 
 std::uint64_t RocksStore::approximate_bytes(Family family) const {
   const auto database = this->database();
-  const std::string lower = full_key(family, {});
-  const std::string upper = full_upper(family, {});
-  const rocksdb::Range range(lower, upper);
-  rocksdb::SizeApproximationOptions options;
-  options.include_memtables = true;
-  std::uint64_t bytes = 0;
-  const auto sized = database->db->GetApproximateSizes(options, database->db->DefaultColumnFamily(),
-                                                       &range, 1, &bytes);
-  return sized.ok() ? bytes : 0;
+  std::uint64_t tables = 0, memory = 0;
+  database->db->GetIntProperty(database->handle(family),
+                               rocksdb::DB::Properties::kEstimateLiveDataSize, &tables);
+  database->db->GetIntProperty(database->handle(family),
+                               rocksdb::DB::Properties::kCurSizeAllMemTables, &memory);
+  return tables + memory;
 }
 
 }  // namespace fermata::serverd

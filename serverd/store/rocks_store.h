@@ -1,9 +1,9 @@
 // A KvStore in RocksDB: the only code that sees it.
 //
-// The write-ahead log is off (the replicated log is one). All families are in one column family,
-// told apart by the first byte of a key: what is on disk is then always a cut between two batches,
-// and a flush is one file. Block checksums are checked on every read. Memory is bounded: one block
-// cache, and one budget for the memtables charged to it.
+// The write-ahead log is off (the replicated log is one); memtables of all families are flushed
+// together (atomic_flush), so what is on disk is always a cut between two batches. Block checksums
+// are checked on every read. Memory is bounded: one block cache, and one budget for all memtables
+// charged to it.
 //
 // On disk: `ACTIVE` names the database directory in use (db-1, db-2, ...: install() brings a new
 // one), and FORMAT in each says what wrote it. docs/format/meta.md.
@@ -19,7 +19,7 @@ namespace fermata::serverd {
 struct RocksOptions {
   ClusterId cluster;                    ///< none: any, and not bound when new
   std::size_t cache_bytes = 96u << 20;  ///< blocks, indexes, filters and memtables
-  /// Within cache_bytes. A flush, and the compaction after it, need room for it.
+  /// Of all families, within cache_bytes. A flush, and the compaction after it, need room for it.
   std::size_t memtable_bytes = 64u << 20;
   int background_jobs = 2;
   /// Of one table file. A compaction needs room for a few of them beside what it replaces.
