@@ -13,6 +13,7 @@ namespace asio = boost::asio;
 
 namespace {
 constexpr Duration kFullRetry = std::chrono::milliseconds(200);  // between looks for room
+constexpr Duration kLogYields = std::chrono::seconds(10);        // to a state that waits for room
 constexpr std::uint64_t kApplyLaterMax = 64;  // entries that a backup may leave for later
 constexpr int kStalledTimeouts = 4;  // election timeouts that a sync of the primary may take
 }  // namespace
@@ -232,8 +233,8 @@ asio::awaitable<void> RaftNode::persist_loop() {
 /// better. A full disk is the space guard's.
 void RaftNode::leave_stalled_disk(TimePoint now) {
   const Duration patience = kStalledTimeouts * options_.raft.election_timeout_min;
-  const bool stalled = persisting_since_ && now - *persisting_since_ > patience;
-  if (!stalled || log_stalled_ || core_->role() != Role::kPrimary || now < next_way_out_) return;
+  const bool slow = persisting_since_ && now - *persisting_since_ > patience;
+  if (!slow || stalled() || core_->role() != Role::kPrimary || now < next_way_out_) return;
   next_way_out_ = now + patience;
   const Membership& members = core_->membership();
   NodeId heir;
@@ -259,8 +260,19 @@ void RaftNode::leave_stalled_disk(TimePoint now) {
   obey(std::move(out));
 }
 
+/// While the state waits for room, the log leaves it what there is: only a flush lets the log be
+/// cut, so a log that took the last of it would stop both. What does not fit after a while will not
+/// fit by waiting; then the log goes on, since others may need this node's vote for what they
+/// remove.
+asio::awaitable<void> RaftNode::leave_room_to_state() {
+  while (state_stalled_ && running() && env_.now() - state_stalled_at_ < kLogYields) {
+    (void)co_await env_.sleep_for(kFullRetry);
+  }
+}
+
 /// Waits while the disk is full. What is staged meanwhile goes with the next attempt.
 Task<DurableLog::Persisted> RaftNode::persist() {
+  co_await leave_room_to_state();
   for (;;) {
     const auto work = [log = log_] { return log->persist(); };
     const auto done = co_await blocking<DurableLog::Persisted>(env_, work);
@@ -305,6 +317,7 @@ void RaftNode::apply_some() {
     if (!done && done.error() == std::errc::no_space_on_device &&
         machine_.applied_index() == applied_) {
       state_stalled_ = true;
+      state_stalled_at_ = env_.now();
       ++counters_.stalls;
       spdlog::error("node {}: the disk is full: the state waits for room under {}",
                     options_.raft.self.value(), options_.dir);

@@ -142,6 +142,7 @@ class RaftNode final : public ReplicatedLog {
   bool running() const { return core_.has_value() && !stopped_; }
   void fail(std::string why);
   void fail_waiting(std::error_code error);
+  boost::asio::awaitable<void> leave_room_to_state();
   Task<DurableLog::Persisted> persist();
   void leave_stalled_disk(TimePoint now);
 
@@ -213,6 +214,7 @@ class RaftNode final : public ReplicatedLog {
   // Full disks.
   bool log_stalled_ = false;
   bool state_stalled_ = false;
+  TimePoint state_stalled_at_{};
   bool spare_room_ = false;
 
   // Role, as the core has it and as the state machine was told.

@@ -34,6 +34,7 @@ class FakeMachine final : public StateMachine {
   }
 
   Result<std::vector<std::string>> apply(std::span<const Command> batch, LogIndex last) override {
+    if (flush_needs > 0) return std::make_error_code(std::errc::no_space_on_device);
     std::vector<std::string> results;
     REQUIRE(last > index_);
     for (const Command& command : batch) {
@@ -51,6 +52,9 @@ class FakeMachine final : public StateMachine {
   LogIndex applied_index() const override { return index_; }
   LogIndex durable_index() const override { return durable_; }
   Status flush() override {
+    FM_TRY(const DiskSpace space, disk_.space("/"));
+    if (space.free_bytes < flush_needs) return std::make_error_code(std::errc::no_space_on_device);
+    flush_needs = 0;
     const LogIndex at = index_;
     FM_CHECK(disk_.make_dirs("/node"));
     FM_CHECK(disk_.sync_dir("/"));
@@ -84,6 +88,7 @@ class FakeMachine final : public StateMachine {
   bool is_primary = false;
   Term told_term;
   int installs = 0;
+  std::uint64_t flush_needs = 0;  ///< bytes free; until then nothing can be applied
 
  private:
   static constexpr const char* kPath = "/node/state";
@@ -681,6 +686,65 @@ TEST_CASE("RaftNode: full disks stall nodes and kill none", "[raft][node]") {
       for (const auto& node : cluster.nodes) REQUIRE(cluster.alive(*node));
     }
   }
+}
+
+// Only a flush lets the log be cut. A log that took what the flush needs would stop both for good.
+TEST_CASE("RaftNode: while the state waits for room, the log leaves it what there is",
+          "[raft][node]") {
+  const Quiet quiet;
+  for (std::uint64_t seed = 1; seed <= 10; ++seed) {
+    CAPTURE(seed);
+    Cluster cluster(seed);
+    cluster.flush_bytes = std::size_t{1} << 30;
+    cluster.trailing = 100000;
+    cluster.start_all();
+    REQUIRE(cluster.run_until([&] { return cluster.primary() != nullptr; }, 10s));
+    for (int i = 0; i < 20; ++i) cluster.propose(*cluster.primary());
+    cluster.scheduler.run_for(200ms);
+
+    Node& full = cluster.node(NodeId(cluster.primary()->id.value() % 3 + 1));
+    const auto free_bytes = [&] { return full.disk.space("/")->free_bytes; };
+    const std::uint64_t used = full.disk.space("/")->total_bytes - free_bytes();
+    constexpr std::uint64_t kFree = 40000;
+    constexpr std::uint64_t kFlush = 20000;
+    full.disk.set_capacity(used + kFree);
+    full.machine->flush_needs = kFree + 1;
+    // More than there is room for, most of it while the state waits.
+    for (int i = 0; i < 400; ++i) {
+      cluster.propose(*cluster.primary());
+      cluster.scheduler.run_for(10ms);
+    }
+    REQUIRE(full.raft->stalled());
+    CHECK(free_bytes() >= kFlush);
+    REQUIRE(cluster.alive(full));
+    full.machine->flush_needs = kFlush;
+    full.disk.set_capacity(used + kFree + (1 << 20));  // what comes after that is another matter
+    REQUIRE(cluster.settle() == "");
+    CHECK(cluster.oracle.acked.size() > 400);
+  }
+}
+
+// Others may need its vote for what they remove.
+TEST_CASE("RaftNode: a state that no room comes for does not hold its log up for ever",
+          "[raft][node]") {
+  const Quiet quiet;
+  Cluster cluster(1);
+  cluster.start_all();
+  REQUIRE(cluster.run_until([&] { return cluster.primary() != nullptr; }, 10s));
+  const NodeId other(cluster.primary()->id.value() % 3 + 1);
+  cluster.isolated = NodeId(other.value() % 3 + 1);
+  cluster.node(other).machine->flush_needs = ~std::uint64_t{0};
+  const auto before = cluster.oracle.acked.size();
+  cluster.propose(*cluster.primary());
+  cluster.scheduler.run_for(100ms);
+  for (int i = 0; i < 300; ++i) {
+    if (Node* primary = cluster.primary()) cluster.propose(*primary);
+    cluster.scheduler.run_for(200ms);
+  }
+  CHECK(cluster.oracle.acked.size() > before + 10);
+  CHECK(cluster.node(other).raft->stalled());
+  cluster.node(other).machine->flush_needs = 0;
+  REQUIRE(cluster.settle() == "");
 }
 
 TEST_CASE("RaftNode: a state that does not fit to the log is refused", "[raft][node]") {
