@@ -368,7 +368,8 @@ int run(const Flags& flags) {
     RocksOptions options;
     options.cluster = cluster;
     if (const auto space = RealDisk().space(dir.substr(0, dir.rfind('/')))) {
-      options.table_bytes = std::clamp<std::uint64_t>(space->total_bytes / 64, 1 << 20, 64 << 20);
+      options.table_bytes =
+          std::clamp<std::uint64_t>(space->total_bytes / 128, 1 << 20, options.table_bytes);
       options.memtable_bytes =
           std::clamp<std::uint64_t>(space->total_bytes / 24, 4 << 20, options.memtable_bytes);
     }

@@ -167,6 +167,7 @@ class RaftNode final : public ReplicatedLog {
   Task<void> flush_state();
   void begin_flush();
   Task<void> do_flush_and_compact();
+  LogIndex not_kept(std::uint64_t part) const;
   std::uint64_t trailing_bytes() const;  ///< kept of the log below the state, now
   LogIndex compaction_limit() const;
   bool snapshot_is_needed() const;

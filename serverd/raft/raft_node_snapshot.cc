@@ -164,11 +164,21 @@ std::uint64_t RaftNode::trailing_bytes() const {
                      : options_.trailing_bytes;
 }
 
+/// Up to where the log may go as far as the state has it for sure and peers that are behind are
+/// concerned. With `part` 2, 3, ... only that part of what is kept for them would be.
+LogIndex RaftNode::not_kept(std::uint64_t part) const {
+  const std::uint64_t durable = std::min(machine_.durable_index(), applied_).value();
+  return std::max(LogIndex(durable - std::min(durable, options_.trailing_entries / part)),
+                  std::min(log_->index_keeping(trailing_bytes() / part), LogIndex(durable)));
+}
+
 bool RaftNode::trails(NodeId id) const {
   const auto peer = core_->progress().find(id);
   if (peer == core_->progress().end()) return false;
-  const bool catches_up = peer->second.recently_active && !peer->second.in_snapshot;
-  return catches_up && peer->second.match < log_->index_keeping(trailing_bytes() / 2);
+  const LogIndex match = peer->second.match;
+  const bool catches_up = peer->second.recently_active && !peer->second.in_snapshot &&
+                          match.next() >= log_->first_index();
+  return catches_up && match < not_kept(2);
 }
 
 asio::awaitable<void> RaftNode::flush_and_compact() {
@@ -215,10 +225,7 @@ Task<void> RaftNode::do_flush_and_compact() {
 /// that a peer will need after the snapshot that it is fetching.
 LogIndex RaftNode::compaction_limit() const {
   if (making_snapshot_) return LogIndex();
-  const std::uint64_t durable = std::min(machine_.durable_index(), applied_).value();
-  const LogIndex limit =
-      std::max(LogIndex(durable - std::min(durable, options_.trailing_entries)),
-               std::min(log_->index_keeping(trailing_bytes()), LogIndex(durable)));
+  const LogIndex limit = not_kept(1);
   return snapshot_is_needed() ? std::min(limit, snapshot_->index) : limit;
 }
 

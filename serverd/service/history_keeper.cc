@@ -93,6 +93,23 @@ LogIndex HistoryKeeper::applied_before(Duration age) const {
   return found;
 }
 
+/// From the samples: at least so old is the oldest that is kept.
+Duration HistoryKeeper::kept() const {
+  const LogIndex start = node_.ns->history_start();
+  for (const Sample& each : samples_) {
+    if (each.index > start)
+      return Duration(std::max<std::int64_t>(0, node_.env.clock().wall_ns() - each.wall_ns));
+  }
+  return Duration::zero();
+}
+
+/// Where the primary before left off, if room was scarce.
+void HistoryKeeper::on_serving() {
+  serving_since_ = node_.env.now();
+  node_.no_history = false;
+  low_retention_ = std::min(node_.config.history_retention_low, kept());
+}
+
 Duration HistoryKeeper::retention() {
   if (!node_.space->low()) {
     low_retention_ = node_.config.history_retention_low;

@@ -20,11 +20,7 @@ class HistoryKeeper {
   explicit HistoryKeeper(NodeContext& node) : node_(node) {}
 
   boost::asio::awaitable<void> run();
-  void on_serving() {
-    serving_since_ = node_.env.now();
-    node_.no_history = false;
-    low_retention_ = node_.config.history_retention_low;
-  }
+  void on_serving();
 
  private:
   struct Sample {
@@ -39,6 +35,7 @@ class HistoryKeeper {
   Duration retention();
   /// The newest index that is known to have been applied `age` ago or earlier.
   LogIndex applied_before(Duration age) const;
+  Duration kept() const;
 
   NodeContext& node_;
   std::deque<Sample> samples_;  ///< rising

@@ -150,7 +150,13 @@ Status SpaceGuard::room() const {
                                              : Status(std::errc::no_space_on_device);
 }
 
-Status SpaceGuard::room_to_free() const { return node_.log->stalled() ? room() : Status(); }
+Status SpaceGuard::room_to_free() const {
+  const Status any = room();
+  if (any || node_.log->stalled()) return any;
+  // What is removed would be copied to history: of the reserve, in which nothing gives it back.
+  const bool waits = any.error() == std::errc::no_space_on_device && !node_.no_history;
+  return waits ? Status(Errc::kRetry) : Status();
+}
 
 bool SpaceGuard::low_here() const {
   return own_known_ && (full_here() || free_now() < 2 * reserve_here());

@@ -36,7 +36,8 @@ class SpaceGuard {
   /// As primary: whether an application may write more. ENOSPC; kRetry while the role is on its way
   /// to a node that has room, or a node catches up that has no room for a snapshot.
   Status room() const;
-  /// The same for what frees room or takes next to none: ENOSPC only when nothing goes on at all.
+  /// The same for what frees room or takes next to none: ENOSPC only when nothing goes on at all,
+  /// kRetry also until history has ended.
   Status room_to_free() const;
   /// This node alone: backups refuse chunks by it.
   bool has_room_here() const { return !full_here(); }

@@ -4,7 +4,6 @@
 #include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
 #include <rocksdb/filter_policy.h>
-#include <rocksdb/listener.h>
 #include <rocksdb/table.h>
 #include <rocksdb/utilities/checkpoint.h>
 #include <rocksdb/utilities/table_properties_collectors.h>
@@ -15,6 +14,7 @@
 #include <chrono>
 #include <cstdarg>
 #include <cstdio>
+#include <limits>
 #include <thread>
 #include <utility>
 
@@ -22,6 +22,7 @@
 #include "common/base/checksum.h"
 #include "common/env/real_env.h"
 #include "serverd/store/format_file.h"
+#include "serverd/store/patient_files.h"
 
 namespace fermata::serverd {
 namespace {
@@ -31,7 +32,6 @@ constexpr const char* kFormatName = "/FORMAT";
 constexpr const char* kActiveName = "/ACTIVE";
 constexpr const char* kDirectoryPrefix = "db-";
 constexpr std::chrono::milliseconds kFlushPoll{1};
-constexpr int kPollsPerFlush = 50;
 
 std::error_code to_code(const rocksdb::Status& status) {
   if (status.IsCorruption()) return make_error_code(Errc::kCorruptStore);
@@ -59,16 +59,6 @@ class OurLog final : public rocksdb::Logger {
   }
 };
 
-/// Recovery from a full disk is RocksStore::flush()'s: RocksDB's own waits until a whole memtable
-/// more is free than it needs, lets nobody else try meanwhile, and on a small disk waits for ever.
-class NoAutoRecovery final : public rocksdb::EventListener {
- public:
-  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status,
-                            bool* auto_recovery) override {
-    *auto_recovery = false;
-  }
-};
-
 rocksdb::CompressionType compression() {
   for (const auto type : rocksdb::GetSupportedCompressions())
     if (type == rocksdb::kLZ4Compression) return type;
@@ -89,7 +79,6 @@ rocksdb::DBOptions database_options(const RocksOptions& options,
   db.stats_dump_period_sec = 0;
   db.stats_persist_period_sec = 0;
   db.bytes_per_sync = 1u << 20;
-  db.listeners.push_back(std::make_shared<NoAutoRecovery>());
   return db;
 }
 
@@ -118,6 +107,8 @@ rocksdb::ColumnFamilyOptions family_options(const RocksOptions& options,
   // What comes new is merged with a level of this size at once. With RocksDB's 256 MiB a smaller
   // state is one level, and is rewritten whole, for which a disk that it fills has no room.
   family.max_bytes_for_level_base = 4 * options.table_bytes;
+  if (options.memtable_bytes < RocksOptions().memtable_bytes)  // the disk is small
+    family.level0_file_num_compaction_trigger = 2;
   // Tables in which much was removed are compacted at once: that is what gives the room back.
   constexpr std::size_t kWindow = 1000, kRemoved = 300;
   constexpr double kRemovedPart = 0.3;
@@ -153,9 +144,16 @@ std::string directory_name(const std::string& path, std::uint64_t number) {
 }  // namespace
 
 struct RocksStore::Database {
+  explicit Database(std::string path)
+      : directory(std::move(path)),
+        files(std::make_shared<PatientFiles>(directory)),
+        env(rocksdb::NewCompositeEnv(files)) {}
+
+  const std::string directory;
+  const std::shared_ptr<PatientFiles> files;
+  const std::unique_ptr<rocksdb::Env> env;
   std::unique_ptr<rocksdb::DB> db;
   std::vector<rocksdb::ColumnFamilyHandle*> handles;  // [0] is RocksDB's default family, unused
-  std::string directory;
   std::atomic<bool> remove_when_closed{false};
 
   rocksdb::ColumnFamilyHandle* handle(Family family) const {
@@ -167,7 +165,16 @@ struct RocksStore::Database {
     const std::string property = rocksdb::DB::Properties::kNumImmutableMemTable;
     return db->GetAggregatedIntProperty(property, &count) ? count : 0;
   }
+  /// An error that stopped the database; it goes on if it was only for want of room.
+  Status resume() const {
+    const rocksdb::Status error = files->error();
+    if (error.ok()) return {};
+    if (!error.IsNoSpace() || !db->Resume().ok()) return to_code(error);
+    files->forget_error();
+    return {};
+  }
   ~Database() {
+    files->close();
     for (auto* handle : handles) static_cast<void>(db->DestroyColumnFamilyHandle(handle));
     if (db) static_cast<void>(db->Close());
     db.reset();
@@ -184,8 +191,9 @@ struct RocksStore::Database {
         {rocksdb::kDefaultColumnFamilyName, family_option}};
     for (const Family family : kFamilies)
       descriptors.emplace_back(to_string(family), family_option);
-    auto database = std::make_shared<Database>();
-    database->directory = directory;
+    auto database = std::make_shared<Database>(directory);
+    db_options.env = database->env.get();
+    db_options.listeners.push_back(database->files->listener());
     rocksdb::DB* raw = nullptr;
     rocksdb::Status status;
     if (mode == Mode::kReadOnly) {
@@ -356,9 +364,18 @@ Status RocksStore::write(const KvBatch& batch) {
                                     : writes.Delete(handle, slice(write.key));
     if (!status.ok()) return to_code(status);
   }
+  if (database->files->flush_waits()) return std::errc::no_space_on_device;
   rocksdb::WriteOptions options;
   options.disableWAL = true;
-  return to_status(database->db->Write(options, &writes));
+  options.no_slowdown = true;
+  auto status = database->db->Write(options, &writes);
+  if (status.IsIncomplete()) {  // flushes or compactions have not kept up
+    if (database->files->flush_waits() || database->files->compaction_put_off())
+      return std::errc::no_space_on_device;
+    options.no_slowdown = false;
+    status = database->db->Write(options, &writes);
+  }
+  return to_status(status);
 }
 
 std::unique_ptr<KvReader> RocksStore::snapshot() const {
@@ -367,22 +384,25 @@ std::unique_ptr<KvReader> RocksStore::snapshot() const {
 
 Status RocksStore::flush() {
   const auto database = this->database();
+  const PatientFiles& files = *database->files;
+  FM_CHECK(database->resume());
+  const std::uint64_t refused_before = files.refusals();
   rocksdb::FlushOptions options;
-  options.wait = true;
-  auto status = database->db->Flush(options, database->handles);
-  // Once a write of its own found the disk full RocksDB refuses everything, until it is told that
-  // there is room again. What was not written is still in its memory.
-  if (status.IsNoSpace() && database->db->Resume().ok()) {
-    status = database->db->Flush(options, database->handles);
-  }
-  // After a Resume() RocksDB 7.8 never waits again and says that all is well: it goes on taking the
-  // database for stopped (ErrorHandler::ClearBGError). A flush that then fails is told to whoever
-  // asks next.
-  for (int polls = 1; status.ok() && database->unflushed() != 0; ++polls) {
+  options.wait = false;  // it may wait for room
+  options.allow_write_stall = true;
+  bool asked = false;
+  while (!asked || database->unflushed() != 0) {
+    if (files.refusals() != refused_before) return std::errc::no_space_on_device;
+    if (const auto error = files.error(); !error.ok()) return to_code(error);
+    if (!asked && !files.flush_waits()) {  // one that waits takes what there was before
+      const auto status = database->db->Flush(options, database->handles);
+      if (!status.ok() && !status.IsTryAgain()) return to_code(status);
+      asked = status.ok();
+      continue;
+    }
     std::this_thread::sleep_for(kFlushPoll);
-    if (polls % kPollsPerFlush == 0) status = database->db->Flush(options, database->handles);
   }
-  return to_status(status);
+  return {};
 }
 
 Result<std::unique_ptr<KvReader>> RocksStore::checkpoint(const std::string& path) {
@@ -392,10 +412,12 @@ Result<std::unique_ptr<KvReader>> RocksStore::checkpoint(const std::string& path
   if (const auto made = rocksdb::Checkpoint::Create(database->db.get(), &raw); !made.ok())
     return to_code(made);
   const std::unique_ptr<rocksdb::Checkpoint> maker(raw);
-  FM_CHECK(flush());  // RocksDB's own may not wait
+  FM_CHECK(flush());
   FM_CHECK(disk.make_dirs(parent_of(path)));
-  // 0: flush whatever the memtables hold, since no log would bring it back.
-  if (const auto status = maker->CreateCheckpoint(path, 0); !status.ok()) return to_code(status);
+  // Without a flush of its own, which could wait for room.
+  constexpr auto kNoFlush = std::numeric_limits<std::uint64_t>::max();
+  if (const auto status = maker->CreateCheckpoint(path, kNoFlush); !status.ok())
+    return to_code(status);
   FM_CHECK(write_format(disk, path + kFormatName, {.cluster = cluster()}));
   FM_CHECK(disk.sync_dir(parent_of(path)));
   RocksOptions small = options_;

@@ -22,8 +22,9 @@ struct RocksOptions {
   /// Of all families, within cache_bytes. A flush, and the compaction after it, need room for it.
   std::size_t memtable_bytes = 64u << 20;
   int background_jobs = 2;
-  /// Of one table file. A compaction needs room for a few of them beside what it replaces.
-  std::size_t table_bytes = 64u << 20;
+  /// Of one table file. A compaction needs room for some of them beside what it replaces, also on a
+  /// disk that is full to the reserve.
+  std::size_t table_bytes = 16u << 20;
 };
 
 class RocksStore final : public KvStore {

@@ -224,9 +224,7 @@ TEST_CASE("faults: all nodes' disks full: ENOSPC, reads and elections go on, rem
 }
 
 // What is removed would go to history first, for which there is no room.
-// Known defect, hence !mayfail: in RocksDB 7.8 a compaction that meets the full disk beside a flush
-// can make that node's flushes wait for ever (docs/adr/0008); the cluster goes on with the others.
-TEST_CASE("faults: all nodes' disks full of small files: the same", "[faults][!mayfail]") {
+TEST_CASE("faults: all nodes' disks full of small files: the same", "[faults]") {
   FM_NEEDS_MOUNTS();
   fill_all_disks_and_remove(true);
 }

@@ -724,6 +724,48 @@ TEST_CASE("RaftNode: while the state waits for room, the log leaves it what ther
   }
 }
 
+TEST_CASE("RaftNode: who lacks half of what the log keeps trails, while the log can still help it",
+          "[raft][node]") {
+  const Quiet quiet;
+  Cluster cluster(3);
+  cluster.flush_bytes = std::size_t{1} << 30;  // the test says when
+  cluster.trailing = 40;
+  cluster.start_all();
+  REQUIRE(cluster.run_until([&] { return cluster.primary() != nullptr; }, 10s));
+  const auto write = [&](int count) {
+    for (int i = 0; i < count; ++i) cluster.propose(*cluster.primary());
+    cluster.scheduler.run_for(200ms);
+  };
+  write(5);
+  Node& primary = *cluster.primary();
+  Node& full = cluster.node(NodeId(primary.id.value() % 3 + 1));
+  const auto trails = [&] { return primary.raft->trails(full.id); };
+  const auto flush = [&] {
+    primary.raft->spare_room(true);
+    cluster.scheduler.run_for(30s);  // now and then in any case
+    write(1);
+    primary.raft->spare_room(true);
+    primary.raft->spare_room(false);
+    cluster.scheduler.run_for(1s);
+  };
+  CHECK_FALSE(trails());
+  const DiskSpace space = *full.disk.space("/");
+  full.disk.set_capacity(space.total_bytes - space.free_bytes + 100);
+  write(10);
+  flush();
+  CHECK_FALSE(trails());
+  write(20);
+  flush();
+  CHECK(trails());
+  write(60);
+  flush();
+  REQUIRE(cluster.primary() == &primary);
+  CHECK_FALSE(trails());  // what it lacks is gone
+  full.disk.set_capacity(space.total_bytes);
+  REQUIRE(cluster.settle() == "");
+  CHECK_FALSE(cluster.primary()->raft->trails(full.id));
+}
+
 // Others may need its vote for what they remove.
 TEST_CASE("RaftNode: a state that no room comes for does not hold its log up for ever",
           "[raft][node]") {

@@ -402,6 +402,85 @@ TEST_CASE("RocksStore: a full disk loses nothing, and is over once there is room
   for (int i = 0; i < 5; ++i) CHECK((*opened)->get(kF, "after" + std::to_string(i))->has_value());
 }
 
+// A compaction that meets the full disk while a flush is at work must not keep the next flush out.
+TEST_CASE("RocksStore: flushes go on after compactions met a full disk beside them",
+          "[serverd][store]") {
+  SmallDisk small("64m");
+  if (small.path.empty()) SKIP("needs a mount of its own");
+  const auto opened = RocksStore::open(small.path + "/meta", small_options());
+  REQUIRE(opened);
+  RocksStore& store = **opened;
+  constexpr std::uint64_t kKeys = 300;  // 15 MB that are written anew all the time
+  std::vector<std::uint64_t> last(kKeys);
+  SeededRandom random(7);
+  const std::string filler = small.path + "/filler";
+  std::uint64_t stamp = 0;
+  int full = 0;
+  for (int round = 0; round < 40; ++round) {
+    {
+      const auto file = small.disk.open(filler, Disk::Mode::kCreate);
+      REQUIRE(file);
+      const std::uint64_t leave = (3 + random.next() % 10) << 20;
+      const Bytes zeros(256 << 10);
+      for (std::uint64_t at = 0; small.free_bytes() > leave; at += zeros.size()) {
+        if (!(*file)->write_at(at, zeros)) break;
+      }
+    }
+    Status status;
+    for (int writes = 0; status && writes < 200; ++writes) {
+      const std::uint64_t key = random.next() % kKeys;
+      KvBatch batch;
+      batch.put(kF, std::to_string(key), incompressible(++stamp));
+      if (status = store.write(batch); status) last[key] = stamp;
+      if (status && writes % 20 == 19) status = store.flush();
+    }
+    if (!status) {
+      REQUIRE(status.error() == std::errc::no_space_on_device);
+      ++full;
+    }
+    REQUIRE(small.disk.remove(filler));
+    // Room may take a moment: the files of what failed go first.
+    Status flushed;
+    for (int i = 0; i < 200 && !(flushed = store.flush()); ++i) ::usleep(50'000);
+    REQUIRE(flushed);
+  }
+  CHECK(full > 3);
+  for (std::uint64_t key = 0; key < kKeys; ++key) {
+    if (last[key] == 0) continue;
+    CHECK(store.get(kF, std::to_string(key))->value() == incompressible(last[key]));
+  }
+}
+
+TEST_CASE(
+    "RocksStore: while a flush waits for room the log keeps some, and the store can be closed",
+    "[serverd][store]") {
+  SmallDisk small("48m");
+  if (small.path.empty()) SKIP("needs a mount of its own");
+  auto opened = RocksStore::open(small.path + "/meta", small_options());
+  REQUIRE(opened);
+  {
+    const Bytes zeros(1 << 20);
+    const auto filler = small.disk.open(small.path + "/filler", Disk::Mode::kCreate);
+    REQUIRE(filler);
+    for (std::uint64_t at = 0; small.free_bytes() > (3u << 20); at += zeros.size())
+      REQUIRE((*filler)->write_at(at, zeros));
+  }
+  Status status;
+  for (std::uint64_t i = 0; status && i < 200; ++i) {
+    KvBatch batch;
+    batch.put(kF, std::to_string(i), incompressible(i));
+    status = (*opened)->write(batch);
+  }
+  CHECK(status.error() == std::errc::no_space_on_device);
+  CHECK((*opened)->flush().error() == std::errc::no_space_on_device);
+  CHECK(small.free_bytes() >= (256u << 10));
+  opened->reset();
+  REQUIRE(small.disk.remove(small.path + "/filler"));
+  opened = RocksStore::open(small.path + "/meta", small_options());
+  REQUIRE(opened);
+  REQUIRE((*opened)->flush());
+}
+
 TEST_CASE("RocksStore: what was removed gives its room back soon after a flush",
           "[serverd][store]") {
   SmallDisk small("64m");
