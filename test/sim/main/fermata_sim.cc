@@ -288,7 +288,9 @@ int run_one(const Arguments& args, ClusterSimOptions options) {
   options.trace = args.trace;
   const ClusterSimReport cluster = run_cluster_sim(args.seed, options);
   RaftSimReport raft;
-  if (!args.no_raft) raft = run_raft_sim(args.seed);
+  RaftSimOptions raft_options;
+  raft_options.trace = args.trace;
+  if (!args.no_raft) raft = run_raft_sim(args.seed, raft_options);
   std::cout << "\ncluster simulation, seed " << args.seed << "\n"
             << cluster.counts.describe() << "trace " << std::hex << cluster.trace_hash << std::dec
             << "\n";

@@ -29,6 +29,11 @@ TEST_CASE("Raft simulation: every seed keeps the properties of Raft", "[sim][raf
   WARN(total.describe());
 }
 
+TEST_CASE("Raft simulation: who is elected late may lack what a later term has committed",
+          "[sim][raft]") {
+  CHECK(run_raft_sim(8147).violation == "");
+}
+
 TEST_CASE("Raft simulation: nodes that lose their disks, one at a time, lose nobody's entries",
           "[sim][raft]") {
   const std::uint64_t first = from_environment("FERMATA_SIM_FROM", 1);

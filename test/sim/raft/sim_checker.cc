@@ -19,13 +19,15 @@ void SimChecker::on_primary(NodeId node, Term term, const SimLog& log) {
     fail("election safety: " + show(node) + " and " + show(known->second) + " are primary in " +
          show(term));
   }
-  if (!is_new || committed_.empty()) return;
-  const LogIndex last(committed_.size());
-  const auto chain = log.chain_at(last);
-  const bool compacted = log.first_index() > last.next();
-  if (!check(compacted || chain == committed_.back())) {
+  // What later terms have committed it may lack: its votes may come late.
+  auto last = committed_.size();
+  while (last > 0 && committed_[last - 1].in >= term) --last;
+  if (!is_new || last == 0) return;
+  const auto chain = log.chain_at(LogIndex(last));
+  const bool compacted = log.first_index() > LogIndex(last).next();
+  if (!check(compacted || chain == committed_[last - 1].chain)) {
     fail("leader completeness: " + show(node) + " of " + show(term) + " lacks committed " +
-         show(last));
+         show(LogIndex(last)));
   }
 }
 
@@ -38,7 +40,7 @@ void SimChecker::on_append(NodeId node, const SimLog& log, LogIndex index) {
   }
 }
 
-void SimChecker::on_commit(NodeId node, const SimLog& log, LogIndex from, LogIndex to) {
+void SimChecker::on_commit(NodeId node, Term term, const SimLog& log, LogIndex from, LogIndex to) {
   if (!check(to >= from)) {
     return fail("commit monotonicity: " + show(node) + " went back to " + show(to));
   }
@@ -49,8 +51,8 @@ void SimChecker::on_commit(NodeId node, const SimLog& log, LogIndex from, LogInd
       return fail("commit: " + show(node) + " has no " + show(i) + " which it committed");
     }
     if (i.value() > committed_.size()) {
-      committed_.push_back(*chain);
-    } else if (!check(committed_[i.value() - 1] == *chain)) {
+      committed_.push_back({*chain, term});
+    } else if (!check(committed_[i.value() - 1].chain == *chain)) {
       return fail("state machine safety: " + show(node) + " committed another entry at " + show(i));
     }
   }
@@ -68,19 +70,19 @@ void SimChecker::on_primary_commit(NodeId node, Term term, Term entry_term,
   }
 }
 
-void SimChecker::on_apply(NodeId node, const SimLog& log, LogIndex index) {
+void SimChecker::on_apply(NodeId node, Term term, const SimLog& log, LogIndex index) {
   if (index.value() > committed_.size()) {
     // Nobody has committed it: what is applied counts as history all the same.
-    on_commit(node, log, LogIndex(committed_.size()), index);
+    on_commit(node, term, log, LogIndex(committed_.size()), index);
     return;
   }
-  if (!check(log.chain_at(index) == committed_[index.value() - 1])) {
+  if (!check(log.chain_at(index) == committed_[index.value() - 1].chain)) {
     fail("state machine safety: " + show(node) + " applied another entry at " + show(index));
   }
 }
 
 void SimChecker::on_install(NodeId node, LogIndex index, std::uint64_t chain) {
-  if (!check(index.value() <= committed_.size() && committed_[index.value() - 1] == chain)) {
+  if (!check(index.value() <= committed_.size() && committed_[index.value() - 1].chain == chain)) {
     fail("state machine safety: " + show(node) + " installed another state at " + show(index));
   }
 }

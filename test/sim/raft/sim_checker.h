@@ -29,10 +29,10 @@ class SimChecker {
   void on_primary(NodeId node, Term term, const SimLog& log);
   void on_append(NodeId node, const SimLog& log, LogIndex index);
   /// `durable_voters` of `voters` have the entry at `to` on disk; only looked at if `as_primary`.
-  void on_commit(NodeId node, const SimLog& log, LogIndex from, LogIndex to);
+  void on_commit(NodeId node, Term term, const SimLog& log, LogIndex from, LogIndex to);
   void on_primary_commit(NodeId node, Term term, Term entry_term, std::size_t durable_voters,
                          std::size_t voters);
-  void on_apply(NodeId node, const SimLog& log, LogIndex index);
+  void on_apply(NodeId node, Term term, const SimLog& log, LogIndex index);
   void on_install(NodeId node, LogIndex index, std::uint64_t chain);
   void on_acknowledge(LogIndex index);
   void on_read(NodeId node, const char* how, LogIndex served, LogIndex needed);
@@ -47,11 +47,16 @@ class SimChecker {
     return holds;
   }
 
+  struct Committed {
+    std::uint64_t chain = 0;
+    Term in;  ///< whoever committed it first was in this term
+  };
+
   std::string violation_;
   std::uint64_t checks_ = 0;
   std::unordered_map<std::uint64_t, NodeId> primaries_;       ///< by term
   std::unordered_map<std::uint64_t, std::uint64_t> entries_;  ///< (term, index) -> chain
-  std::vector<std::uint64_t> committed_;                      ///< chain by index - 1
+  std::vector<Committed> committed_;                          ///< by index - 1
   LogIndex acknowledged_;
 };
 

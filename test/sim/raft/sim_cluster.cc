@@ -291,7 +291,7 @@ void SimCluster::apply(SimNode& node) {
     if (index < node.log.first_index() || index > node.log.last_index()) {
       return checker_.fail("an entry to be applied is not in the log");
     }
-    checker_.on_apply(node.id, node.log, index);
+    checker_.on_apply(node.id, node.core->term(), node.log, index);
     const LogEntry& entry = node.log.entry(index);
     if (entry.kind == EntryKind::kMembership) {
       auto decoded = decode_membership(as_bytes(*entry.data));
@@ -472,7 +472,8 @@ void SimCluster::check_role(SimNode& node) {
 void SimCluster::check_commit(SimNode& node) {
   const LogIndex commit = node.core->commit();
   if (commit == node.commit) return;
-  checker_.on_commit(node.id, node.log, node.commit, commit);
+  checker_.on_commit(node.id, node.core->term(), node.log, node.commit, commit);
+  trace(node, "commits up to", commit.value());
   node.commit = commit;
   if (!node.is_primary() || checker_.failed()) return;
   const auto chain = node.log.chain_at(commit);
