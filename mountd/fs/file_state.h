@@ -19,6 +19,7 @@
 
 #include "common/base/ids.h"
 #include "common/base/mutex.h"
+#include "common/base/range_locks.h"
 #include "mountd/cache/cache_store.h"
 #include "mountd/fs/signal.h"
 #include "mountd/fs/write_times.h"
@@ -46,7 +47,12 @@ struct FillJob {
 /// What the nodes of an inode share: its locks are the cluster's by inode (docs/FUSE.md rule 4).
 struct InodeLocks {
   std::atomic<bool> asked{false};  ///< somebody asked for a lock: every close must be heard of
-  Gate gate;                       ///< one lock request on its way at a time
+  /// One request for a lock, or a return, on its way at a time. fcntl's and flock's apart, as they
+  /// are delegated: a request may wait for another mount, whose own waits for a return of the other
+  /// kind here.
+  Gate& gate(LockSpace space) { return space == LockSpace::kFlock ? flock_gate : posix_gate; }
+  Gate posix_gate;
+  Gate flock_gate;
 };
 
 struct FileState {

@@ -66,7 +66,7 @@ Task<void> FileSystem::return_locks(LoopContext& at, InodeId inode, LockSpace sp
 boost::asio::awaitable<void> FileSystem::hand_back(LoopContext& at, InodeId inode,
                                                    LockSpace space) {
   const auto locks = table_.locks_of(inode);
-  const auto pass = co_await locks->gate.enter();
+  const auto pass = co_await locks->gate(space).enter();
   if (!pass) co_return;
   const auto returned = co_await return_locks(at, inode, space);
   if (!returned) {

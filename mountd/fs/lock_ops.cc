@@ -70,7 +70,7 @@ Task<FindLockReply> FileSystem::find_lock(LoopContext& at, std::shared_ptr<Inode
                                           LockOp op) {
   const SessionId session = session_.id();
   if (answers_for(op.inode, op.space, session)) {
-    FM_CO_TRY(const auto pass, co_await locks->gate.enter());
+    FM_CO_TRY(const auto pass, co_await locks->gate(op.space).enter());
     if (answers_for(op.inode, op.space, session)) {
       FindLockReply reply;
       reply.held = find_conflict(locks_.of_session(op.inode, op.space, session),
@@ -255,7 +255,7 @@ asio::awaitable<void> FileSystem::run_lock(LoopContext& at, Credentials who, Fil
 // One attempt.
 Task<FileSystem::Grant> FileSystem::try_lock(LoopContext& at, Credentials who, FilePtr file,
                                              LockOp op, std::uint64_t through) {
-  FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
+  FM_CO_TRY(const auto pass, co_await file->locks->gate(op.space).enter());
   Grant grant;
   const InodeId inode = op.inode;
   const LockSpace space = op.space;
@@ -312,7 +312,7 @@ Task<LockList> FileSystem::change_lock(LoopContext& at, Credentials who, LockOp 
 // Undoes a request that was granted when nobody waited for it any more, or that is of no use.
 Task<void> FileSystem::restore_locks(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                                      Grant grant) {
-  FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
+  FM_CO_TRY(const auto pass, co_await file->locks->gate(op.space).enter());
   // The file was closed, or another thread of the owner has locked or unlocked, in between: its
   // answer stands, and cannot be told apart from what this request has got.
   if (locks_.of_owner(op.inode, op.space, op.owner) != grant.after) co_return fermata::Status{};
@@ -349,7 +349,7 @@ asio::awaitable<void> FileSystem::settle_doubt_behind(LoopContext& at, FilePtr f
 }
 
 Task<void> FileSystem::make_as_noted(LoopContext& at, FilePtr file, LockOp op) {
-  FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
+  FM_CO_TRY(const auto pass, co_await file->locks->gate(op.space).enter());
   const LockList noted = locks_.of_owner(op.inode, op.space, op.owner);
   const Credentials nobody;
   for (const LockOp& back : undo_of(op, noted)) {

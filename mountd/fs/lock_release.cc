@@ -57,7 +57,7 @@ Task<void> FileSystem::do_unlock(LoopContext& at, Credentials who, FilePtr file,
 
 Task<void> FileSystem::unlock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                               std::uint64_t through) {
-  FM_CO_TRY(const auto pass, co_await file->locks->gate.enter());
+  FM_CO_TRY(const auto pass, co_await file->locks->gate(op.space).enter());
   const bool stays = through != 0 && locks_.last_through(op.inode, op.space, op.owner) != through;
   if (stays) co_return fermata::Status{};
   FM_CO_TRY(const auto before, co_await change_lock(at, who, std::move(op), 0));

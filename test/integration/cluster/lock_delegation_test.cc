@@ -2,6 +2,7 @@
 #include <sys/file.h>
 
 #include <atomic>
+#include <barrier>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <fstream>
@@ -25,22 +26,31 @@ pid_t daemon_of(const std::string& pid_file) {
   return pid;
 }
 
-/// One of each kind, taken and released.
-int lock_and_unlock(const Fd& fd) {
+int flock_and_unlock(const Fd& fd) {
+  if (const int error = errno_of(flock(fd.get(), LOCK_EX))) return error;
+  return errno_of(flock(fd.get(), LOCK_UN));
+}
+int fcntl_and_unlock(const Fd& fd) {
   for (const int command : {F_SETLKW, F_OFD_SETLK}) {
     for (const short type : std::initializer_list<short>{F_RDLCK, F_WRLCK, F_UNLCK}) {
       if (const int error = set_lock(fd, command, type, 5, 10)) return error;
     }
   }
-  if (const int error = errno_of(flock(fd.get(), LOCK_EX))) return error;
-  return errno_of(flock(fd.get(), LOCK_UN));
+  return 0;
+}
+/// One of each kind, taken and released.
+int lock_and_unlock(const Fd& fd) {
+  const int error = fcntl_and_unlock(fd);
+  return error != 0 ? error : flock_and_unlock(fd);
 }
 
-/// Waits until the mount decides on the file's locks. Others have asked for them a while ago.
-bool becomes_delegated(MiniCluster& cluster, const std::string& mnt, const Fd& fd) {
+/// Waits until the mount decides on the file's locks, as far as `lock` takes and releases some.
+/// Others have asked for them a while ago.
+bool becomes_delegated(MiniCluster& cluster, const std::string& mnt, const Fd& fd,
+                       int (*lock)(const Fd&) = lock_and_unlock) {
   return eventually([&] {
     const long before = cluster.rpc_count(mnt);
-    REQUIRE(lock_and_unlock(fd) == 0);
+    REQUIRE(lock(fd) == 0);
     return cluster.rpc_count(mnt) == before;
   });
 }
@@ -215,6 +225,35 @@ TEST_CASE("locks: two mounts that want a file all the time lose no update", "[lo
   for (const auto& mnt : mounts)
     CHECK(read_file(mnt + "/counter") == std::to_string(10000 + 2 * kRounds));
   CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("locks: two mounts that each want what the other answers for do not wait for each other",
+          "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  write_file(a + "/f", "x");
+  Fd mine(a + "/f", O_RDWR), other(b + "/f", O_RDWR);
+  for (int i = 0; i < 3; ++i) {
+    CAPTURE(i);
+    REQUIRE(becomes_delegated(cluster, a, mine, flock_and_unlock));
+    REQUIRE(becomes_delegated(cluster, b, other, fcntl_and_unlock));
+    std::barrier both(2);
+    const auto begin = std::chrono::steady_clock::now();
+    int first = -1;
+    std::thread asks([&] {
+      both.arrive_and_wait();
+      first = fcntl_and_unlock(mine);
+    });
+    both.arrive_and_wait();
+    const int second = flock_and_unlock(other);
+    asks.join();
+    CHECK(first == 0);
+    CHECK(second == 0);
+    CHECK(std::chrono::steady_clock::now() - begin < 5s);  // a session's lease is 10 s
+  }
+  for (const std::string& mnt : {a, b}) CHECK(cluster.rpc_counts(mnt)["open_session"] == 1);
 }
 
 TEST_CASE("locks: fcntl finds a deadlock over files that two mounts answer for", "[locks]") {
