@@ -339,19 +339,24 @@ void Oracle::note_effects(LogIndex index, const MutateCommand& mutate,
   }
 }
 
-void Oracle::locked(const std::string& who, InodeId inode, SessionId session, bool here) {
-  if (here && !live_.contains(session))
-    return fail(who + " grants the lock of " + text(inode) + " after its session (C4)");
-  if (!live_.contains(session)) return;  // it has not heard of its end
-  const auto& [holder, name] = holders_[inode];
-  if (holder && live_.contains(holder))
-    return fail(who + " and " + name + " hold the lock of " + text(inode) + " both (C4)");
-  holders_[inode] = {session, who};
+void Oracle::locked(const std::string& who, InodeId inode, LockSpace space, const HeldLock& lock,
+                    bool here) {
+  if (!live_.contains(lock.owner.session)) {
+    // One that has asked has not heard of its end yet.
+    if (here) fail(who + " grants a lock of " + text(inode) + " after its session (C4)");
+    return;
+  }
+  LockList& held = locked_[{inode, space}];
+  std::erase_if(held, [&](const HeldLock& each) { return !live_.contains(each.owner.session); });
+  if (const auto other = find_conflict(held, lock)) {
+    return fail(who + " holds a lock of " + text(inode) + " beside one of session " +
+                std::to_string(other->owner.session.value()) + " (C4)");
+  }
+  set_lock(held, lock);
 }
 
-void Oracle::unlocked(InodeId inode, SessionId session) {
-  const auto found = holders_.find(inode);
-  if (found != holders_.end() && found->second.first == session) holders_.erase(found);
+void Oracle::unlocked(InodeId inode, LockSpace space, const LockOwner& owner) {
+  set_lock(locked_[{inode, space}], {owner, kWholeFile, LockType::kUnlock, 0});
 }
 
 void Oracle::refresh(LogIndex index, InodeId inode) {

@@ -98,10 +98,12 @@ class Oracle {
   /// The newest content of the inode names the chunk: folding may have put another in its place.
   bool names_chunk(InodeId inode, ChunkId id) const;
 
-  /// The session's client takes it that one of its programs holds the file's lock from here on. Two
-  /// may do so only if the session of the first is over. `here`: it did not ask, so its own is not.
-  void locked(const std::string& who, InodeId inode, SessionId session, bool here);
-  void unlocked(InodeId inode, SessionId session);
+  /// A client takes it that one of its programs holds the lock from here on. Two that conflict may
+  /// do so only if the session of the first is over. `here`: it did not ask, so its own is not.
+  void locked(const std::string& who, InodeId inode, LockSpace space, const HeldLock& lock,
+              bool here);
+  /// The owner is about to release what it holds there.
+  void unlocked(InodeId inode, LockSpace space, const LockOwner& owner);
 
   struct Counts {
     std::uint64_t commands = 0;        ///< in the log
@@ -182,7 +184,7 @@ class Oracle {
   std::map<LogIndex, Applied> log_;
   std::map<Term, NodeId> primaries_;
   std::set<SessionId> live_;
-  std::map<InodeId, std::pair<SessionId, std::string>> holders_;  ///< of locks
+  std::map<std::pair<InodeId, LockSpace>, LockList> locked_;
   std::map<std::pair<SessionId, Sequence>, LogIndex> requests_;
   std::unordered_map<std::uint64_t, Op> ops_;
   std::uint64_t next_op_ = 1;

@@ -256,12 +256,27 @@ Task<void> SimClient::lock_file(std::size_t process) {
   std::string in = "f" + std::to_string(random_.below(2));
   FM_CO_TRY(const auto attr, co_await mount_->lookup(kRootInode, in));
   if (!attr || attr->type != FileType::kRegular) co_return Status();
-  const InodeId inode = attr->inode;
+  LockOp op;
+  op.inode = attr->inode;
+  op.space = random_.chance(1, 3) ? LockSpace::kFlock : LockSpace::kPosix;
+  op.owner = 1 + process;
+  const bool ranges = op.space == LockSpace::kPosix && random_.chance(1, 2);
   for (std::uint64_t left = 1 + random_.below(6); left > 0; --left) {
-    FM_CO_TRY(const bool granted, co_await mount_->lock(inode));
-    if (!granted) co_return Status();
-    (void)co_await env_->sleep_for(std::chrono::microseconds(random_.below(20'000)));
-    FM_CO_CHECK(co_await mount_->unlock(inode));
+    Result<bool> granted = true;
+    // Towards more: what becomes a shared lock is one before its owner hears of it.
+    bool exclusive = random_.chance(1, 2);
+    for (std::uint64_t more = random_.chance(1, 3) ? 2 : 1; more > 0 && granted && *granted;
+         --more) {
+      const std::uint64_t first = random_.below(8);
+      op.range = ranges ? LockRange{first, first + random_.below(4)} : kWholeFile;
+      op.type = exclusive ? LockType::kExclusive : LockType::kShared;
+      exclusive = true;
+      granted = co_await mount_->lock(op);
+      if (granted) (void)co_await env_->sleep_for(std::chrono::microseconds(random_.below(20'000)));
+    }
+    FM_CO_CHECK(co_await mount_->unlock(op));
+    if (!granted) co_return granted.error();
+    if (!*granted) co_return Status();
   }
   co_return Status();
 }

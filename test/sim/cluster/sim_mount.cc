@@ -74,10 +74,10 @@ asio::awaitable<CallbackReply> SimMount::on_callback(CallbackRequest request) {
     for (const auto& name : item.names) inode.entries.erase(name);
   }
   for (const auto& recall : request.recalls) {
-    Lock& lock = locks_[recall.inode];
-    co_await enter(lock);
-    (void)co_await return_lock(recall.inode, lock);
-    lock.busy = false;
+    const LockKey file{recall.inode, recall.space};
+    co_await enter(file);
+    (void)co_await return_locks(file);
+    leave(file);
   }
   // The kernel's caches take a while.
   (void)co_await env_.sleep_for(std::chrono::microseconds(env_.random().below(500)));
@@ -442,99 +442,102 @@ void SimMount::take(const MutationReply& reply) {
 
 // --- locks
 
-bool SimMount::answers_for(const Lock& lock) const {
-  if (lock.delegation != Lock::Delegation::kHeld) return false;
-  if (world_.breaks(BrokenRule::kTrustOldDelegations)) return session_.id() == lock.delegated_in;
-  return session_.runs(lock.delegated_in);
+bool SimMount::answers_for(LockKey file, SessionId session) const {
+  if (locks_.delegation(file.first, file.second, session) != Delegation::kHeld) return false;
+  return world_.breaks(BrokenRule::kTrustOldDelegations) || session_.runs(session);
 }
 
-asio::awaitable<void> SimMount::enter(Lock& lock) {
-  while (lock.busy) (void)co_await env_.sleep_for(std::chrono::milliseconds(1));
-  lock.busy = true;
+asio::awaitable<void> SimMount::enter(LockKey file) {
+  while (!locking_.insert(file).second) (void)co_await env_.sleep_for(std::chrono::milliseconds(1));
 }
 
-Task<bool> SimMount::lock(InodeId inode) {
-  Lock& lock = locks_[inode];
-  co_await enter(lock);
-  auto granted = co_await do_lock(inode, lock);
-  lock.busy = false;
+Task<bool> SimMount::lock(LockOp op) {
+  const LockKey file{op.inode, op.space};
+  co_await enter(file);
+  auto granted = co_await do_lock(std::move(op));
+  leave(file);
   co_return granted;
 }
 
-Task<bool> SimMount::do_lock(InodeId inode, Lock& lock) {
+Task<bool> SimMount::do_lock(LockOp op) {
   const SessionId session = session_.id();
-  if (lock.held || !session) co_return false;
-  const bool here = answers_for(lock);
+  const LockKey file{op.inode, op.space};
+  const HeldLock wanted{{session, op.owner}, op.range, op.type, op.pid};
+  if (!session || locks_.lost_any(op.inode, op.space, op.owner, session)) co_return false;
+  bool here = answers_for(file, session);
   if (here) {
     ++world_.counts.operations;
-    ++world_.counts.locks_here;
   } else {
-    const bool known = lock.delegation != Lock::Delegation::kNone && lock.delegated_in == session;
-    if (known) FM_CO_CHECK(co_await return_lock(inode, lock));
-    LockOp op;
-    op.inode = inode;
-    op.type = LockType::kExclusive;
-    op.owner = 1;
-    op.range = kWholeFile;
+    if (locks_.delegation(op.inode, op.space, session) != Delegation::kNone)
+      FM_CO_CHECK(co_await return_locks(file));
     op.delegate = session_.is_settled();
     Mutation mutation = op;
     const auto reply = co_await mutate(std::move(mutation), {}, session);
-    lock.delegated_in = session;
     const bool refused = !reply && reply.error() == std::errc::resource_unavailable_try_again;
-    lock.delegation = reply || refused ? Lock::Delegation::kNone : Lock::Delegation::kUnsure;
     if (refused) co_return false;
+    const bool sure = reply && session_.is_settled();
+    const bool delegated = !reply || reply->delegated;
+    locks_.set_delegation(op.inode, op.space, session,
+                          !delegated ? Delegation::kNone
+                          : sure     ? Delegation::kHeld
+                                     : Delegation::kUnsure);
     if (!reply) co_return reply.error();
-    if (reply->delegated)
-      lock.delegation = session_.is_settled() ? Lock::Delegation::kHeld : Lock::Delegation::kUnsure;
+    here = reply->delegated;
   }
-  lock.held = true;
-  lock.held_in = session;
-  world_.oracle.locked(name_, inode, session, here);
+  if (here) {
+    if (find_conflict(locks_.of_session(op.inode, op.space, session), wanted)) co_return false;
+    ++world_.counts.locks_here;
+  }
+  locks_.apply(op.inode, op.space, wanted);
+  world_.oracle.locked(name_, op.inode, op.space, wanted, here);
   co_return true;
 }
 
-Task<void> SimMount::unlock(InodeId inode) {
-  Lock& lock = locks_[inode];
-  co_await enter(lock);
-  auto done = co_await do_unlock(inode, lock);
-  lock.held = false;
-  lock.busy = false;
+Task<void> SimMount::unlock(LockOp op) {
+  const LockKey file{op.inode, op.space};
+  op.type = LockType::kUnlock;
+  op.range = kWholeFile;
+  co_await enter(file);
+  auto done = co_await do_unlock(std::move(op));
+  leave(file);
   co_return done;
 }
 
-Task<void> SimMount::do_unlock(InodeId inode, Lock& lock) {
-  world_.oracle.unlocked(inode, lock.held_in);
-  if (answers_for(lock) && lock.held_in == lock.delegated_in) co_return Status();
-  lock.held = false;
-  const bool known =
-      lock.delegation != Lock::Delegation::kNone && lock.delegated_in == session_.id();
-  if (known) co_return co_await return_lock(inode, lock);
-  LockOp op;
-  op.inode = inode;
-  op.owner = 1;
-  op.range = kWholeFile;
+Task<void> SimMount::do_unlock(LockOp op) {
+  const LockList held = locks_.of_owner(op.inode, op.space, op.owner);
+  const LockKey file{op.inode, op.space};
+  SessionId session = session_.id();
+  if (!held.empty()) {
+    session = held.front().owner.session;
+    world_.oracle.unlocked(op.inode, op.space, held.front().owner);
+  }
+  locks_.apply(op.inode, op.space, {{session, op.owner}, op.range, op.type, op.pid});
+  if (answers_for(file, session)) co_return Status();
+  if (locks_.delegation(op.inode, op.space, session_.id()) != Delegation::kNone)
+    co_return co_await return_locks(file);
   Mutation mutation = op;
-  const auto reply = co_await mutate(std::move(mutation), {}, lock.held_in);
+  const auto reply = co_await mutate(std::move(mutation), {}, session);
   if (!reply) co_return reply.error();
   co_return Status();
 }
 
-/// Nobody else asks about the lock meanwhile.
-Task<void> SimMount::return_lock(InodeId inode, Lock& lock) {
+/// Nobody else asks about the file's locks of that kind meanwhile.
+Task<void> SimMount::return_locks(LockKey file) {
   const SessionId session = session_.id();
   if (!session) co_return Status();
   ReturnLocksOp op;
-  op.inode = inode;
-  if (lock.held && lock.held_in == session)
-    op.held.push_back({{SessionId(), 1}, kWholeFile, LockType::kExclusive, 0});
+  op.inode = file.first;
+  op.space = file.second;
+  op.held = locks_.of_session(op.inode, op.space, session);
+  for (HeldLock& lock : op.held) lock.owner.session = {};  // it is the command's
   Mutation mutation = std::move(op);
   const auto reply = co_await mutate(std::move(mutation), {}, session);
   const bool over = !reply && (reply.error() == Errc::kSessionExpired ||
                                reply.error() == std::errc::no_such_file_or_directory);
   if (reply) ++world_.counts.locks_returned;
   if (reply && world_.breaks(BrokenRule::kKeepDelegations)) co_return Status();
-  lock.delegated_in = session;
-  lock.delegation = reply || over ? Lock::Delegation::kNone : Lock::Delegation::kUnsure;
+  locks_.set_delegation(file.first, file.second, session,
+                        reply || over ? Delegation::kNone : Delegation::kUnsure);
   if (!reply && !over) co_return reply.error();
   co_return Status();
 }

@@ -13,6 +13,7 @@
 #include <unordered_map>
 
 #include "mountd/client/cluster_client.h"
+#include "mountd/fs/held_locks.h"
 #include "test/sim/cluster/world.h"
 
 namespace fermata::test {
@@ -51,9 +52,10 @@ class SimMount final : public mountd::SessionKeeper::Events {
   Task<void> set_quota(SetQuotaOp op);
   Task<void> setxattr(InodeId inode, std::string name);
   Task<void> removexattr(InodeId inode, std::string name);
-  /// An exclusive lock of the whole file; false: it is held by somebody.
-  Task<bool> lock(InodeId inode);
-  Task<void> unlock(InodeId inode);
+  /// False: another owner's lock is in the way.
+  Task<bool> lock(LockOp op);
+  /// All that the owner has of the file's locks of that kind.
+  Task<void> unlock(LockOp op);
 
   // SessionKeeper::Events.
   boost::asio::awaitable<CallbackReply> on_callback(CallbackRequest request) override;
@@ -81,19 +83,15 @@ class SimMount final : public mountd::SessionKeeper::Events {
     bool maybe_orphan = false;
   };
 
-  /// By the rules of mountd/fs/lock_delegation.cc.
-  struct Lock {
-    bool busy = false;  ///< a request about it, or a recall, is under way
-    bool held = false;
-    SessionId held_in;
-    enum class Delegation : std::uint8_t { kNone, kHeld, kUnsure } delegation = Delegation::kNone;
-    SessionId delegated_in;
-  };
-  bool answers_for(const Lock& lock) const;
-  Task<bool> do_lock(InodeId inode, Lock& lock);
-  Task<void> do_unlock(InodeId inode, Lock& lock);
-  Task<void> return_lock(InodeId inode, Lock& lock);
-  boost::asio::awaitable<void> enter(Lock& lock);
+  // By the rules of mountd/fs/lock_delegation.cc.
+  using Delegation = mountd::HeldLocks::Delegation;
+  using LockKey = std::pair<InodeId, LockSpace>;
+  bool answers_for(LockKey file, SessionId session) const;
+  Task<bool> do_lock(LockOp op);
+  Task<void> do_unlock(LockOp op);
+  Task<void> return_locks(LockKey file);
+  boost::asio::awaitable<void> enter(LockKey file);
+  void leave(LockKey file) { locking_.erase(file); }
   bool holds(Stamp stamp) const;
   bool attr_valid(const Inode& inode) const;
   void apply(const Attr& attr, Stamp stamp, bool leased);
@@ -112,7 +110,8 @@ class SimMount final : public mountd::SessionKeeper::Events {
   mountd::ClientSession& session_;
   const std::string name_;
   std::unordered_map<InodeId, Inode> inodes_;
-  std::map<InodeId, Lock> locks_;
+  mountd::HeldLocks locks_;
+  std::set<LockKey> locking_;    ///< a request, or a return, is under way
   std::set<std::uint64_t> own_;  ///< mutations on their way, as the oracle numbers them
   std::uint64_t next_token_ = 1;
 };
