@@ -53,9 +53,7 @@ asio::awaitable<CallbackReply> FileSystem::on_callback(CallbackRequest request) 
     store_->drop_clean(item.inode);
   }
   co_await invalidate(std::move(dropped));
-  for (const auto& recall : request.recalls) {
-    co_await hand_back(loops_.front(), recall.inode, recall.space);
-  }
+  for (const auto& recall : request.recalls) begin_hand_back(recall.inode, recall.space);
   co_return reply;
 }
 

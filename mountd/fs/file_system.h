@@ -462,7 +462,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   fermata::Status lock_here(const LockOp& op, SessionId session, std::uint64_t through);
   /// If there is a delegation, the cluster has the file's locks again after this.
   Task<void> return_locks(LoopContext& at, InodeId inode, LockSpace space);
-  /// The same from outside the gate.
+  /// The same from outside the gate: in the background, for the cluster that asks for it.
+  void begin_hand_back(InodeId inode, LockSpace space);
   awaitable<void> hand_back(LoopContext& at, InodeId inode, LockSpace space);
   /// After a last close: hands back what stays unused.
   void expect_hand_back(LoopContext& at, InodeId inode);
@@ -580,6 +581,10 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Mutex reads_mutex_;
   std::unordered_set<InodeId> reads_ FM_GUARDED_BY(reads_mutex_);  // noted, not told yet
   bool reads_running_ FM_GUARDED_BY(reads_mutex_) = false;
+
+  Mutex recalled_mutex_;
+  /// Asked for by the cluster, and a return that has not begun yet will see it.
+  std::set<std::pair<InodeId, LockSpace>> recalled_ FM_GUARDED_BY(recalled_mutex_);
 
   Mutex unused_mutex_;
   std::set<InodeId> unused_ FM_GUARDED_BY(unused_mutex_);  // delegated, and closed

@@ -63,10 +63,27 @@ Task<void> FileSystem::return_locks(LoopContext& at, InodeId inode, LockSpace sp
   co_return fermata::Status{};
 }
 
+// The callback is answered before: a return that the log takes its time for does not look like a
+// mount that is gone. The cluster asks again if it hears of none; one that waits for its turn does
+// for all that have asked.
+void FileSystem::begin_hand_back(InodeId inode, LockSpace space) {
+  {
+    MutexLock lock(recalled_mutex_);
+    if (!recalled_.emplace(inode, space).second) return;
+  }
+  LoopContext& loop = loops_.front();
+  background_on(loop.index, "hand back locks",
+                [this, &loop, inode, space] { return hand_back(loop, inode, space); });
+}
+
 boost::asio::awaitable<void> FileSystem::hand_back(LoopContext& at, InodeId inode,
                                                    LockSpace space) {
   const auto locks = table_.locks_of(inode);
   const auto pass = co_await locks->gate(space).enter();
+  {
+    MutexLock lock(recalled_mutex_);
+    recalled_.erase({inode, space});
+  }
   if (!pass) co_return;
   const auto returned = co_await return_locks(at, inode, space);
   if (!returned) {

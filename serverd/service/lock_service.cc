@@ -19,7 +19,8 @@ constexpr Duration kForgetAfter = 20s;
 constexpr Duration kYieldMax = 1s;
 constexpr Duration kTick = 250ms;
 constexpr Duration kCoolDown = 1s;
-constexpr Duration kRecallAgainAfter = 20ms;
+/// A return takes its way through the log, which may be slow; the holder may have given it up.
+constexpr Duration kRecallAgainAfter = 3s;
 
 HeldLock wanted_by(SessionId session, const LockOp& op) {
   return {{session, op.owner}, op.range, op.type, op.pid};
@@ -83,16 +84,13 @@ asio::awaitable<Response> LockService::wait(Request request) {
     ++waiting_;
     node_.count("lock_waits");
   }
-  if (!ticking_) {
-    ticking_ = true;
-    node_.tasks.spawn("lock queues", tick());
-  }
+  begin_ticking();
   note_contended(key);
   const Term term = node_.term;
   const TimePoint until = node_.env.now() + kAnswerAfter;
   ++waiter->asking;
   // From here on it is not delegated. What the waiter may be waiting for has to be in the state.
-  const auto returned = co_await recall(op.inode, op.space, SessionId());
+  const auto returned = co_await recall(op.inode, op.space, SessionId(), until);
   std::error_code error;
   if (!returned) error = returned.error();
   if (!error && message->detect_deadlock && !waiter->gone) {
@@ -110,7 +108,7 @@ asio::awaitable<Response> LockService::wait(Request request) {
   while (!waiter->gone && !free && !error && node_.env.now() < until) {
     const auto held = node_.ns->locks(op.inode, op.space);
     if (held && delegate_of(*held)) {
-      const auto again = co_await recall(op.inode, op.space, SessionId());
+      const auto again = co_await recall(op.inode, op.space, SessionId(), until);
       if (!again) error = again.error();
       continue;
     }
@@ -127,7 +125,7 @@ asio::awaitable<Response> LockService::wait(Request request) {
   --waiter->asking;
   waiter->asked = node_.env.now();
   if (error == Errc::kNotPrimary) co_return not_primary(node_);
-  if (error) co_return failed(error);
+  if (error && error != Errc::kDeadlineExceeded) co_return failed(error);
   co_return answer(free);
 }
 
@@ -171,6 +169,7 @@ void LockService::on_sessions_ended(std::span<const SessionId> sessions) {
     }
     queue->changed.notify_all();
   }
+  for (const auto& [key, over] : recalls_) over->notify_all();
 }
 
 void LockService::tidy() {
@@ -284,7 +283,8 @@ void LockService::leave(const Key& key, Queue& queue, const std::shared_ptr<Wait
 
 // --- delegations
 
-Task<void> LockService::recall(InodeId inode, LockSpace space, SessionId except) {
+Task<void> LockService::recall(InodeId inode, LockSpace space, SessionId except,
+                               std::optional<TimePoint> until) {
   const Key key{inode, space};
   const Term term = node_.term;
   while (true) {
@@ -299,12 +299,14 @@ Task<void> LockService::recall(InodeId inode, LockSpace space, SessionId except)
     } else {
       over = std::make_shared<Signal>(node_.env.executor());
       recalls_.emplace(key, over);
+      begin_ticking();
       note_contended(key);
       node_.count("lock_recalls");
       node_.tasks.spawn("recall locks", call_back(key, holder, over));
     }
     if (const auto error = co_await over->wait()) co_return error;
     if (!node_.serves(term)) co_return Errc::kNotPrimary;
+    if (until && node_.env.now() >= *until) co_return Errc::kDeadlineExceeded;
   }
 }
 
@@ -317,10 +319,15 @@ asio::awaitable<void> LockService::call_back(Key key, SessionId holder,
   std::map<SessionId, CallbackRequest> requests;
   requests.emplace(holder, std::move(request));
   (void)co_await node_.callbacks->break_leases(std::move(requests), InodeId());
-  // A soft mount may answer and still not know whether its return has arrived.
-  const auto held = node_.ns->locks(key.first, key.second);
-  if (node_.serves(term) && held && delegate_of(*held) == holder)
-    (void)co_await node_.env.sleep_for(kRecallAgainAfter);
+  // It has begun to return the list: until that is applied, or the session is over.
+  const TimePoint again_at = node_.env.now() + kRecallAgainAfter;
+  const auto has_it = [&] {
+    const auto held = node_.ns->locks(key.first, key.second);
+    return held && delegate_of(*held) == holder;
+  };
+  while (node_.serves(term) && node_.env.now() < again_at && has_it()) {
+    if (const auto stop = co_await over->wait()) break;
+  }
   const auto found = recalls_.find(key);
   if (found != recalls_.end() && found->second == over) recalls_.erase(found);
   over->notify_all();
@@ -338,7 +345,7 @@ bool LockService::may_delegate(SessionId session, const LockOp& op) {
   });
 }
 
-// Whoever waits for it goes on at once; the callback's answer is still on its way.
+// Whoever waits for it goes on at once.
 void LockService::on_returned(InodeId inode, LockSpace space) {
   const Key key{inode, space};
   if (const auto found = recalls_.find(key); found != recalls_.end()) found->second->notify_all();
@@ -348,13 +355,19 @@ void LockService::on_returned(InodeId inode, LockSpace space) {
 
 void LockService::note_contended(const Key& key) { contended_[key] = node_.env.now(); }
 
+void LockService::begin_ticking() {
+  if (std::exchange(ticking_, true)) return;
+  node_.tasks.spawn("lock queues", tick());
+}
+
 // Whoever waits looks again now and then: its time may be over, or its patience with the queue.
 asio::awaitable<void> LockService::tick() {
-  while (!queues_.empty()) {
+  while (!queues_.empty() || !recalls_.empty()) {
     const auto stop = co_await node_.env.sleep_for(kTick);
     if (stop) break;
     tidy();
     for (const auto& [key, queue] : queues_) queue->changed.notify_all();
+    for (const auto& [key, over] : recalls_) over->notify_all();
   }
   ticking_ = false;
 }

@@ -19,6 +19,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 
@@ -40,9 +41,11 @@ class LockService {
   void on_answered(SessionId session, const LockOp& op, bool granted);
   void on_sessions_ended(std::span<const SessionId> sessions);
 
-  /// Resumes when the list is delegated to nobody, or to `except`. Its holder has answered then, or
-  /// its session is over. Errors: kNotPrimary; operation_canceled.
-  Task<void> recall(InodeId inode, LockSpace space, SessionId except);
+  /// Resumes when the list is delegated to nobody, or to `except`. Its holder has returned it then,
+  /// or its session is over. Errors: kNotPrimary; operation_canceled; soon after `until`,
+  /// kDeadlineExceeded.
+  Task<void> recall(InodeId inode, LockSpace space, SessionId except,
+                    std::optional<TimePoint> until = {});
   /// Nobody else is known to want the list that `op` locks in.
   bool may_delegate(SessionId session, const LockOp& op);
   /// Its holder has given it back.
@@ -75,6 +78,7 @@ class LockService {
   /// Whether `wanted` waits, through others that wait, for itself.
   Result<bool> would_deadlock(const Key& key, const HeldLock& wanted) const;
   void leave(const Key& key, Queue& queue, const std::shared_ptr<Waiter>& waiter);
+  void begin_ticking();
   boost::asio::awaitable<void> tick();
   boost::asio::awaitable<void> call_back(Key key, SessionId holder, std::shared_ptr<Signal> over);
 

@@ -1,6 +1,8 @@
 #include "test/sim/cluster/sim_mount.h"
 
 #include <algorithm>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
 
 #include "common/base/checksum.h"
 #include "common/base/limits.h"
@@ -74,10 +76,7 @@ asio::awaitable<CallbackReply> SimMount::on_callback(CallbackRequest request) {
     for (const auto& name : item.names) inode.entries.erase(name);
   }
   for (const auto& recall : request.recalls) {
-    const LockKey file{recall.inode, recall.space};
-    co_await enter(file);
-    (void)co_await return_locks(file);
-    leave(file);
+    asio::co_spawn(env_.executor(), hand_back({recall.inode, recall.space}), asio::detached);
   }
   // The kernel's caches take a while.
   (void)co_await env_.sleep_for(std::chrono::microseconds(env_.random().below(500)));
@@ -519,6 +518,12 @@ Task<void> SimMount::do_unlock(LockOp op) {
   const auto reply = co_await mutate(std::move(mutation), {}, session);
   if (!reply) co_return reply.error();
   co_return Status();
+}
+
+asio::awaitable<void> SimMount::hand_back(LockKey file) {
+  co_await enter(file);
+  (void)co_await return_locks(file);
+  leave(file);
 }
 
 /// Nobody else asks about the file's locks of that kind meanwhile.

@@ -90,6 +90,7 @@ class SimMount final : public mountd::SessionKeeper::Events {
   Task<bool> do_lock(LockOp op);
   Task<void> do_unlock(LockOp op);
   Task<void> return_locks(LockKey file);
+  boost::asio::awaitable<void> hand_back(LockKey file);
   boost::asio::awaitable<void> enter(LockKey file);
   void leave(LockKey file) { locking_.erase(file); }
   bool holds(Stamp stamp) const;

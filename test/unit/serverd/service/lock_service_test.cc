@@ -30,17 +30,16 @@ LockOp lock_op(InodeId inode, LockType type) {
   return op;
 }
 
-/// What `op` of `other` comes to; the holder answers callbacks, and returns `held` once it is
-/// asked.
+/// What `op` of `other` comes to; the holder answers callbacks, and returns `held` once it has been
+/// asked so often.
 Result<MutationReply> lock_beside(Client& other, Client& holder, const LockOp& op,
-                                  const LockList& held) {
+                                  const LockList& held, std::size_t asked = 1) {
   const std::size_t before = holder.callbacks.size();
   auto running = std::async(std::launch::async, [&] { return other.mutate(op); });
   bool returned = false;
   while (running.wait_for(0s) != std::future_status::ready) {
     holder.run_for(5ms);
-    const bool again = holder.callbacks.size() >= before + 3;  // an answer alone is no return
-    if (!again || std::exchange(returned, true)) continue;
+    if (holder.callbacks.size() < before + asked || std::exchange(returned, true)) continue;
     CHECK(holder.callbacks.back().recalls ==
           std::vector<CallbackRequest::Recall>{{op.inode, op.space}});
     CHECK(holder.mutate(ReturnLocksOp{op.inode, op.space, held}).has_value());
@@ -87,6 +86,37 @@ TEST_CASE("locks: another session's request is decided when the holder has retur
     const auto reply = lock_beside(other, holder, lock_op(file, LockType::kShared), {});
     CHECK(reply.has_value());
   }
+}
+
+TEST_CASE("locks: a return may take its time once the callback is answered", "[service]") {
+  Daemons daemons;
+  daemons.start_all();
+  Client holder(daemons), other(daemons);
+  REQUIRE(holder.open_session().has_value());
+  REQUIRE(other.open_session().has_value());
+  const InodeId file = make_file(holder);
+  REQUIRE(holder.mutate(lock_op(file, LockType::kExclusive))->delegated);
+  LockOp waits = lock_op(file, LockType::kShared);
+  waits.ticket = 1;
+  std::optional<Result<WaitLockReply>> turn;
+  auto running = std::async(std::launch::async, [&] {
+    turn =
+        other.ask<WaitLockReply>(Method::kWaitLock, LockQuery{other.header(), waits, false, false});
+    return other.mutate(waits);
+  });
+  const auto begin = std::chrono::steady_clock::now();
+  while (std::chrono::steady_clock::now() - begin < 4s) {
+    holder.run_for(100ms);
+    REQUIRE(running.wait_for(0s) == std::future_status::timeout);
+  }
+  CHECK(holder.callbacks.size() == 2);  // it is asked again, but not all the time
+  const LockList held{{{SessionId(), 1}, {0, 9}, LockType::kExclusive, 5}};
+  REQUIRE(holder.mutate(ReturnLocksOp{file, LockSpace::kPosix, held}).has_value());
+  const auto reply = running.get();
+  REQUIRE_FALSE(reply.has_value());
+  CHECK(reply.error() == std::errc::resource_unavailable_try_again);
+  REQUIRE(turn->has_value());
+  CHECK_FALSE((*turn)->free);  // not known in time: it may ask again
 }
 
 TEST_CASE("locks: a file that somebody waits for is not delegated", "[service]") {
