@@ -132,6 +132,7 @@ json::object to_json(const ClusterView::Node& node, const ClusterView::Node* pri
   out["refused"] = counter(s, "net_refused");
   out["uptime_ms"] = s.uptime_ms;
   out["program"] = s.version;
+  out["command_level"] = s.command_level;
   json::object counters;
   for (const auto& [name, value] : s.counters) counters[name] = value;
   out["counters"] = std::move(counters);

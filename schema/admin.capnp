@@ -32,6 +32,7 @@ struct NodeStatus {
   counters @22 :List(Counter);
   diskFull @23 :Bool;
   diskLow @24 :Bool;
+  commandLevel @25 :UInt32;   # see README.md; 0: of a version before there were any
   struct Peer { node @0 :UInt32; match @1 :UInt64; active @2 :Bool; }
 }
 struct Digest { at @0 :UInt64; digest @1 :Text; }   # the request uses `at` only

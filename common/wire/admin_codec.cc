@@ -137,6 +137,7 @@ std::string encode(const NodeStatus& value) {
   out.setDiskFreeBytes(value.disk_free_bytes);
   out.setDiskFull(value.disk_full);
   out.setDiskLow(value.disk_low);
+  out.setCommandLevel(value.command_level);
   out.setUptimeMs(value.uptime_ms);
   auto counters = out.initCounters(static_cast<unsigned>(value.counters.size()));
   unsigned i = 0;
@@ -178,6 +179,7 @@ Result<NodeStatus> decode<NodeStatus>(std::string_view bytes) {
     value.disk_free_bytes = in.getDiskFreeBytes();
     value.disk_full = in.getDiskFull();
     value.disk_low = in.getDiskLow();
+    value.command_level = in.getCommandLevel();
     value.uptime_ms = in.getUptimeMs();
     for (const auto counter : in.getCounters()) {
       FM_TRY(std::string name, wire::read_text(counter.getName(), 200));

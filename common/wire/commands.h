@@ -106,6 +106,13 @@ struct Command {
       body;
 };
 
+/// What this program applies that older ones do not, or otherwise: a level has all of those below
+/// it. It is proposed once every member of the group knows it (schema/README.md).
+enum CommandLevel : std::uint32_t {
+  kLevelLockDelegation = 1,  ///< LockOp::delegate, ReturnLocksOp
+};
+inline constexpr CommandLevel kCommandLevel = kLevelLockDelegation;
+
 /// What apply answers; also what the duplicate-request table keeps, so it stays small.
 struct CommandResult {
   std::uint32_t error = 0;  ///< to_wire() form; 0 is success

@@ -557,8 +557,9 @@ struct NodeStatus {
   std::uint64_t inode_count = 0;
   std::uint64_t disk_total_bytes = 0;
   std::uint64_t disk_free_bytes = 0;
-  bool disk_full = false;  ///< takes nothing new
-  bool disk_low = false;   ///< soon: history is forgotten early
+  bool disk_full = false;           ///< takes nothing new
+  bool disk_low = false;            ///< soon: history is forgotten early
+  std::uint32_t command_level = 0;  ///< what it can apply (commands.h)
   std::uint64_t uptime_ms = 0;
   std::map<std::string, std::uint64_t>
       counters;  ///< RPCs by method, malformed frames, callbacks, ...

@@ -55,8 +55,10 @@ Task<void> FileSystem::return_locks(LoopContext& at, InodeId inode, LockSpace sp
   const Credentials nobody;
   Mutation mutation = std::move(op);
   const auto reply = co_await at.client->mutate(nobody, std::move(mutation), {}, session);
-  const bool over = !reply && (reply.error() == Errc::kSessionExpired ||
-                               reply.error() == std::errc::no_such_file_or_directory);
+  // Nodes of a version before delegations (kUnsupported) have not delegated anything.
+  const bool over =
+      !reply && (reply.error() == Errc::kSessionExpired || reply.error() == Errc::kUnsupported ||
+                 reply.error() == std::errc::no_such_file_or_directory);
   locks_.set_delegation(inode, space, session,
                         reply || over ? Delegation::kNone : Delegation::kUnsure);
   if (!reply && !over) co_return reply.error();

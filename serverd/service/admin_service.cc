@@ -62,6 +62,7 @@ NodeStatus AdminService::status() const {
   status.disk_free_bytes = node_.space->own().free_bytes;
   status.disk_full = !node_.space->has_room_here();
   status.disk_low = node_.space->low_here();
+  status.command_level = kCommandLevel;
   status.uptime_ms = static_cast<std::uint64_t>((node_.env.now() - node_.started) / 1ms);
   status.counters = node_.counters;
   if (log.rejoining) status.counters["rejoining"] = 1;

@@ -334,6 +334,7 @@ asio::awaitable<void> LockService::call_back(Key key, SessionId holder,
 }
 
 bool LockService::may_delegate(SessionId session, const LockOp& op) {
+  if (!node_.all_know(kLevelLockDelegation)) return false;
   tidy();
   const Key key{op.inode, op.space};
   if (contended_.contains(key) || recalls_.contains(key)) return false;
@@ -343,6 +344,12 @@ bool LockService::may_delegate(SessionId session, const LockOp& op) {
   return std::ranges::all_of(found->second->waiters, [&](const auto& waiter) {
     return waiter->wanted.owner == owner && waiter->ticket == op.ticket;
   });
+}
+
+bool LockService::may_be_delegated(SessionId session, const ReturnLocksOp& op) const {
+  if (node_.all_know(kLevelLockDelegation)) return true;
+  const auto held = node_.ns->locks(op.inode, op.space);
+  return !held || delegate_of(*held) == session;
 }
 
 // Whoever waits for it goes on at once.

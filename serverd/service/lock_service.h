@@ -46,8 +46,11 @@ class LockService {
   /// kDeadlineExceeded.
   Task<void> recall(InodeId inode, LockSpace space, SessionId except,
                     std::optional<TimePoint> until = {});
-  /// Nobody else is known to want the list that `op` locks in.
+  /// Nobody else is known to want the list that `op` locks in, and every member knows what a
+  /// delegation is.
   bool may_delegate(SessionId session, const LockOp& op);
+  /// What the session returns may be delegated to it.
+  bool may_be_delegated(SessionId session, const ReturnLocksOp& op) const;
   /// Its holder has given it back.
   void on_returned(InodeId inode, LockSpace space);
 

@@ -169,6 +169,12 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term 
     if (!node_.locks->is_turn_of(request.session, *lock))
       co_return refused(std::make_error_code(std::errc::resource_unavailable_try_again));
   }
+  const auto* back = std::get_if<ReturnLocksOp>(&request.op);
+  if (back != nullptr && !node_.locks->may_be_delegated(request.session, *back)) {
+    CommandResult nothing;  // a member may not know this command, and there is nothing to be done
+    nothing.inode = back->inode;
+    co_return nothing;
+  }
   auto plan = plan_mutation(*node_.ns, request.session, request.op);
   if (!plan) co_return refused(plan.error());
   if (plan->found) {
@@ -222,8 +228,7 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term 
   marks.release();
   if (lock != nullptr && result)
     node_.locks->on_answered(request.session, *lock, result->error == 0);
-  if (const auto* back = std::get_if<ReturnLocksOp>(&request.op); back != nullptr && result)
-    node_.locks->on_returned(back->inode, back->space);
+  if (back != nullptr && result) node_.locks->on_returned(back->inode, back->space);
   if (commit != nullptr && commit->kind == CommitOp::Kind::kPatches && result)
     node_.folder->note(commit->inode);
   co_return result;

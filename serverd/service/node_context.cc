@@ -6,6 +6,7 @@
 
 #include "common/wire/command_codec.h"
 #include "common/wire/message_codec.h"
+#include "serverd/service/peers.h"
 
 namespace fermata::serverd {
 
@@ -26,6 +27,10 @@ std::size_t NodeContext::majority() const {
   std::size_t voters = 0;
   for (const auto& member : log->status().membership.members) voters += member.voter ? 1u : 0u;
   return voters / 2 + 1;
+}
+
+bool NodeContext::all_know(CommandLevel level) const {
+  return command_levels.all_know(peers->others(), level);
 }
 
 Task<CommandResult> NodeContext::propose(Command command) {

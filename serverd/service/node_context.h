@@ -15,12 +15,14 @@
 #include "common/env/env.h"
 #include "common/io/task_group.h"
 #include "common/net/rpc.h"
+#include "common/wire/commands.h"
 #include "common/wire/messages.h"
 #include "common/wire/methods.h"
 #include "serverd/lease/lease_table.h"
 #include "serverd/lease/session_table.h"
 #include "serverd/meta/namespace.h"
 #include "serverd/raft/replicated_log.h"
+#include "serverd/service/command_levels.h"
 #include "serverd/service/node.h"
 #include "serverd/service/signal.h"
 
@@ -60,6 +62,7 @@ struct NodeContext {
   LeaseTable leases;
   SessionTable sessions;
   std::unordered_map<SessionId, Epoch> epochs;  ///< of the live sessions
+  CommandLevels command_levels;                 ///< as the other members have told them
   bool no_history = false;                      ///< room is so short that nothing past is kept
   Signal serving_changed;                       ///< serving, term, or a session's end
 
@@ -71,6 +74,8 @@ struct NodeContext {
   void count(const std::string& what, std::uint64_t by = 1) { counters[what] += by; }
   bool serves(Term in_term) const { return serving && term == in_term; }
   std::size_t majority() const;
+  /// Every member has told this process that it applies what is of that level.
+  bool all_know(CommandLevel level) const;
   /// Proposes a command of the primary's own.
   Task<CommandResult> propose_own(decltype(Command::body) body);
   Task<CommandResult> propose(Command command);

@@ -232,6 +232,7 @@ asio::awaitable<void> SpaceGuard::ask(NodeId peer) {
   if (!response) co_return;
   auto status = decode<NodeStatus>(response->body);
   if (!status) co_return;
+  node_.command_levels.heard(peer, status->command_level);
   Other& other = others_[peer];
   other.space = {status->disk_total_bytes, status->disk_free_bytes};
   other.full = status->disk_full;

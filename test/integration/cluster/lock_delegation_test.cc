@@ -63,6 +63,7 @@ TEST_CASE("locks: of a file that one mount uses they cost no round trip", "[lock
   const std::string a = cluster.mnt();
   write_file(a + "/f", "x");
   Fd fd(a + "/f", O_RDWR);
+  if (delegating) REQUIRE(becomes_delegated(cluster, a, fd));  // all nodes have to be heard of
   const long before = cluster.rpc_count(a);
   constexpr int kPairs = 1000;
   for (int i = 0; i < kPairs; ++i) {
@@ -405,6 +406,7 @@ TEST_CASE("locks: a delegation goes back after the last close", "[locks]") {
   long mutations = 0;
   {
     Fd mine(a + "/f", O_RDWR);
+    REQUIRE(becomes_delegated(cluster, a, mine, fcntl_and_unlock));
     REQUIRE(set_lock(mine, F_OFD_SETLK, F_WRLCK) == 0);
     mutations = cluster.rpc_counts(a)["mutate"];
   }

@@ -527,8 +527,9 @@ const Content* Oracle::content_of(Version version) const {
 
 // ---------------------------------------------------------------- mutations
 
-std::uint64_t Oracle::begin_mutation(Mutation op, ByteView payload) {
+std::uint64_t Oracle::begin_mutation(Mutation op, ByteView payload, SessionId under) {
   Op record;
+  record.under = under;
   record.op = std::move(op);
   record.payload_hash = hash_of(payload);
   record.floor = floor_;
@@ -629,6 +630,11 @@ std::error_code Oracle::refusal_at(const Mutation& op, LogIndex index) const {
   return inode && !at(inode) ? no_entry : std::error_code();
 }
 
+bool Oracle::is_delegated(const ReturnLocksOp& list, SessionId session) const {
+  const auto held = truth_->locks(list.inode, list.space);
+  return held && delegate_of(*held) == session;
+}
+
 bool Oracle::end_mutation(std::uint64_t id, const Result<MutationReply>& answer) {
   if (failed()) return false;
   Op& op = ops_.at(id);
@@ -637,6 +643,7 @@ bool Oracle::end_mutation(std::uint64_t id, const Result<MutationReply>& answer)
     op.state = Op::State::kAcknowledged;
     ++counts_.acknowledged;
     const auto* create = std::get_if<CreateOp>(&op.op);
+    const auto* back = std::get_if<ReturnLocksOp>(&op.op);
     if (op.index && op.result.error == 0) {
       ++counts_.checks;
       if (op.index <= op.floor) {
@@ -648,7 +655,7 @@ bool Oracle::end_mutation(std::uint64_t id, const Result<MutationReply>& answer)
     } else if (create != nullptr && !create->exclusive && answer->attr) {
       if (!saw_entry(op.floor, what, create->parent, create->name, answer->attr->inode, nullptr))
         return false;
-    } else {
+    } else if (back == nullptr || is_delegated(*back, op.under)) {
       return explain(what + " was acknowledged and is not in the log (D1)");
     }
     const LogIndex from = op.index ? op.index : op.floor;

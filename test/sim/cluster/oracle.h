@@ -82,7 +82,8 @@ class Oracle {
   bool saw_content(const std::string& how, InodeId inode, const serverd::Content& content);
 
   /// Registers a mutation; its number travels in Credentials::groups.
-  std::uint64_t begin_mutation(Mutation op, ByteView payload);
+  /// `under`: the session it is for, if it is for one only.
+  std::uint64_t begin_mutation(Mutation op, ByteView payload, SessionId under);
   bool end_mutation(std::uint64_t id, const Result<MutationReply>& answer);
   /// Its index in the log, none while there is none.
   LogIndex index_of(std::uint64_t id) const;
@@ -141,6 +142,7 @@ class Oracle {
   using Xattrs = History<std::map<std::string, std::string>>;
   struct Op {
     Mutation op;
+    SessionId under;
     std::uint64_t payload_hash = 0;
     LogIndex floor;
     enum class State : std::uint8_t {
@@ -159,6 +161,7 @@ class Oracle {
   void on_mutation(LogIndex index, const Command& command, const MutateCommand& mutate,
                    const CommandResult& result);
   void note_effects(LogIndex index, const MutateCommand& mutate, const CommandResult& result);
+  bool is_delegated(const ReturnLocksOp& list, SessionId session) const;
   void refresh(LogIndex index, InodeId inode);
   void refresh_entry(LogIndex index, InodeId parent, const std::string& name);
   void refresh_xattrs(LogIndex index, InodeId inode);

@@ -413,7 +413,7 @@ Task<void> SimMount::close(std::shared_ptr<Open> file) {
 Task<MutationReply> SimMount::mutate(Mutation op, std::string payload, SessionId under) {
   ++world_.counts.operations;
   Credentials cred;
-  const std::uint64_t id = world_.oracle.begin_mutation(op, as_bytes(payload));
+  const std::uint64_t id = world_.oracle.begin_mutation(op, as_bytes(payload), under);
   cred.groups.push_back(static_cast<std::uint32_t>(id));
   const Buffer bytes = Buffer::copy_of(as_bytes(payload));
   own_.insert(id);

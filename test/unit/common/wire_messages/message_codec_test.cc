@@ -185,7 +185,9 @@ TEST_CASE("codec: answers survive", "[wire]") {
   status.role = "primary";
   status.counters["x"] = 4;
   status.members = {{NodeId(1), "127.0.0.1:1", true}};
+  status.command_level = 3;
   CHECK(decode<NodeStatus>(encode(status))->members == status.members);
+  CHECK(decode<NodeStatus>(encode(status))->command_level == 3);
 }
 
 TEST_CASE("codec: names that are no components are refused", "[wire]") {

@@ -30,6 +30,18 @@ LockOp lock_op(InodeId inode, LockType type) {
   return op;
 }
 
+/// Every node has told the primary by then that it knows what that is.
+bool becomes_delegated(Client& holder, InodeId file) {
+  const auto until = std::chrono::steady_clock::now() + 15s;
+  while (std::chrono::steady_clock::now() < until) {
+    const auto reply = holder.mutate(lock_op(file, LockType::kExclusive));
+    REQUIRE(reply.has_value());
+    if (reply->delegated) return true;
+    holder.run_for(20ms);
+  }
+  return false;
+}
+
 /// What `op` of `other` comes to; the holder answers callbacks, and returns `held` once it has been
 /// asked so often.
 Result<MutationReply> lock_beside(Client& other, Client& holder, const LockOp& op,
@@ -57,9 +69,7 @@ TEST_CASE("locks: another session's request is decided when the holder has retur
   REQUIRE(holder.open_session().has_value());
   REQUIRE(other.open_session().has_value());
   const InodeId file = make_file(holder);
-  const auto granted = holder.mutate(lock_op(file, LockType::kExclusive));
-  REQUIRE(granted.has_value());
-  CHECK(granted->delegated);
+  REQUIRE(becomes_delegated(holder, file));
   SECTION("it had released what it held") {
     const auto reply = lock_beside(other, holder, lock_op(file, LockType::kShared), {});
     REQUIRE(reply.has_value());
@@ -95,7 +105,7 @@ TEST_CASE("locks: a return may take its time once the callback is answered", "[s
   REQUIRE(holder.open_session().has_value());
   REQUIRE(other.open_session().has_value());
   const InodeId file = make_file(holder);
-  REQUIRE(holder.mutate(lock_op(file, LockType::kExclusive))->delegated);
+  REQUIRE(becomes_delegated(holder, file));
   LockOp waits = lock_op(file, LockType::kShared);
   waits.ticket = 1;
   std::optional<Result<WaitLockReply>> turn;
@@ -117,6 +127,30 @@ TEST_CASE("locks: a return may take its time once the callback is answered", "[s
   CHECK(reply.error() == std::errc::resource_unavailable_try_again);
   REQUIRE(turn->has_value());
   CHECK_FALSE((*turn)->free);  // not known in time: it may ask again
+}
+
+TEST_CASE("locks: a list is delegated when every node has said that it knows what that is",
+          "[service]") {
+  Daemons daemons;
+  daemons.start(1);
+  daemons.start(2);
+  Client holder(daemons);
+  REQUIRE(holder.open_session().has_value());
+  const InodeId file = make_file(holder);
+  const auto begin = std::chrono::steady_clock::now();
+  while (std::chrono::steady_clock::now() - begin < 2s) {  // the two ask each other twice a second
+    const auto reply = holder.mutate(lock_op(file, LockType::kExclusive));
+    REQUIRE(reply.has_value());
+    REQUIRE_FALSE(reply->delegated);
+    holder.run_for(20ms);
+  }
+  const LogIndex last = holder.status(*holder.primary())->last;
+  CHECK(holder.mutate(ReturnLocksOp{file, LockSpace::kPosix, {}}).has_value());
+  CHECK(holder.status(*holder.primary())->last == last);  // the third might not know that command
+  daemons.start(3);
+  CHECK(becomes_delegated(holder, file));
+  CHECK(holder.mutate(ReturnLocksOp{file, LockSpace::kPosix, {}}).has_value());
+  CHECK(holder.status(*holder.primary())->last > last);
 }
 
 TEST_CASE("locks: a file that somebody waits for is not delegated", "[service]") {
