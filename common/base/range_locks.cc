@@ -26,6 +26,29 @@ std::optional<HeldLock> find_conflict(const LockList& held, const HeldLock& want
   return *found;
 }
 
+bool is_consistent(const LockList& held) {
+  for (std::size_t i = 0; i < held.size(); ++i) {
+    if (held[i].type == LockType::kUnlock || held[i].range.first > held[i].range.last) return false;
+    if (i == 0 || held[i - 1].owner < held[i].owner) continue;
+    const bool apart = held[i - 1].range.last < held[i].range.first;
+    if (held[i - 1].owner != held[i].owner || !apart) return false;
+  }
+  // Each reaches into the next ones of the sweep only if it is another owner's.
+  std::vector<const HeldLock*> sweep;
+  sweep.reserve(held.size());
+  for (const HeldLock& lock : held) sweep.push_back(&lock);
+  std::ranges::sort(sweep, {}, [](const HeldLock* lock) { return lock->range.first; });
+  std::uint64_t shared_below = 0, exclusive_below = 0;
+  for (const HeldLock* lock : sweep) {
+    const bool exclusive = lock->type == LockType::kExclusive;
+    if (lock->range.first < exclusive_below) return false;
+    if (exclusive && lock->range.first < shared_below) return false;
+    std::uint64_t& below = exclusive ? exclusive_below : shared_below;
+    below = std::max(below, lock->range.last + 1);  // kLockEnd is less than the type's end
+  }
+  return true;
+}
+
 void set_lock(LockList& held, const HeldLock& wanted) {
   LockList out;
   out.reserve(held.size() + 2);

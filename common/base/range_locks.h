@@ -59,6 +59,8 @@ SessionId delegate_of(const LockList& held);
 /// The first lock of another owner that keeps `wanted` from being granted; none if nothing does.
 std::optional<HeldLock> find_conflict(const LockList& held, const HeldLock& wanted);
 bool conflicts(const HeldLock& held, const HeldLock& wanted);
+/// Grants one after the other may have made this list: it is in order, and nothing in it conflicts.
+bool is_consistent(const LockList& held);
 /// Grants `wanted` (nothing conflicts with it) or, as kUnlock, releases the range.
 void set_lock(LockList& held, const HeldLock& wanted);
 

@@ -3,6 +3,7 @@
 // A delegated list has one entry, its holder's (common/base/range_locks.h): whoever holds what
 // among the programs of that session's mount is not known here until the list is returned.
 #include <algorithm>
+#include <utility>
 
 #include "common/base/limits.h"
 #include "serverd/meta/codec.h"
@@ -69,13 +70,13 @@ Outcome apply_op(OpContext& context, const ReturnLocksOp& op) {
   CommandResult result;
   result.inode = op.inode;
   if (delegate_of(now) != session) return result;
-  LockList locks;
-  for (HeldLock lock : op.held) {
-    lock.owner.session = session;
-    if (lock.owner.number == kDelegate || find_conflict(locks, lock))
-      return refuse(std::errc::invalid_argument);
-    set_lock(locks, lock);
-  }
+  // They are many at times: one sweep, and not each as if it were granted after the other ones.
+  LockList locks = op.held;
+  for (HeldLock& lock : locks) lock.owner.session = session;
+  std::ranges::sort(locks, {},
+                    [](const HeldLock& lock) { return std::pair(lock.owner, lock.range.first); });
+  const bool reserved = !locks.empty() && locks.back().owner.number == kDelegate;
+  if (reserved || !is_consistent(locks)) return refuse(std::errc::invalid_argument);
   store(txn, std::move(key), locks);
   return result;
 }

@@ -1,6 +1,8 @@
 #include "common/base/range_locks.h"
 
+#include <algorithm>
 #include <catch2/catch_test_macros.hpp>
+#include <ctime>
 #include <map>
 #include <random>
 
@@ -83,6 +85,60 @@ TEST_CASE("locks: random requests agree with one state per byte", "[locks]") {
       REQUIRE(seen == bytes);
     }
   }
+}
+
+TEST_CASE("locks: a list is consistent if it is in order and no two conflict", "[locks]") {
+  constexpr std::uint64_t kBytes = 40;
+  std::mt19937_64 random(8);
+  const auto below = [&](std::uint64_t n) { return random() % n; };
+  int consistent = 0;
+  constexpr int kRounds = 3000;
+  for (int round = 0; round < kRounds; ++round) {
+    LockList held;
+    for (std::uint64_t left = below(8); left > 0; --left) {
+      const std::uint64_t first = below(kBytes);
+      const std::uint64_t last = below(20) == 0 ? kLockEnd : first + below(6);
+      set_lock(held, lock(1 + below(3), first, last, static_cast<LockType>(below(3))));
+    }
+    const bool expected =
+        std::ranges::all_of(held, [&](const HeldLock& each) { return !find_conflict(held, each); });
+    REQUIRE(is_consistent(held) == expected);
+    consistent += expected ? 1 : 0;
+    for (std::size_t i = 1; i < held.size(); ++i) {
+      LockList disordered = held;
+      std::swap(disordered[i - 1], disordered[i]);
+      REQUIRE_FALSE(is_consistent(disordered));
+      disordered[i - 1] = disordered[i];
+      REQUIRE_FALSE(is_consistent(disordered));
+    }
+  }
+  CHECK(consistent > kRounds / 10);
+  CHECK(consistent < kRounds * 9 / 10);
+  CHECK_FALSE(is_consistent({lock(1, 0, 9, LockType::kUnlock)}));
+  CHECK_FALSE(is_consistent({lock(1, 9, 0, LockType::kShared)}));
+}
+
+TEST_CASE("locks: whether many are consistent costs as much as a few grants beside them",
+          "[locks]") {
+  const auto cpu_time = [](const auto& work) {
+    const std::clock_t begin = std::clock();
+    work();
+    return std::clock() - begin;
+  };
+  LockList held;
+  for (std::uint64_t i = 0; i < 10'000; ++i)
+    held.push_back(lock(1, 2 * i, 2 * i, LockType::kExclusive));
+  bool consistent = true;
+  const auto whole = cpu_time([&] {
+    for (int i = 0; i < 10; ++i) consistent &= is_consistent(held);
+  });
+  LockList grown = held;
+  const auto grants = cpu_time([&] {
+    for (std::uint64_t i = 0; i < 1000; ++i)
+      set_lock(grown, lock(2, 20'000 + 2 * i, 20'000 + 2 * i, LockType::kExclusive));
+  });
+  CHECK(consistent);
+  CHECK(whole < grants);  // a hundred grants each
 }
 
 }  // namespace

@@ -443,6 +443,18 @@ TEST_CASE_METHOD(World,
     REFUSED(as(other, claims), invalid_argument);
     CHECK(locks() == LockList{delegation_to(mine)});
   }
+  SECTION("many locks come back at once") {
+    REQUIRE(as(mine, lock_op(LockType::kExclusive, 1, true)).count == 1);
+    ReturnLocksOp back{f, LockSpace::kPosix, {}};
+    for (std::uint64_t i = 0; i < kLocksPerFileMax; ++i) {
+      back.held.push_back(held({}, i % 3, LockType::kExclusive));
+      back.held.back().range = {2 * i, 2 * i};
+    }
+    REQUIRE(as(mine, back).error == 0);
+    const LockList stored = locks();
+    CHECK(stored.size() == kLocksPerFileMax);
+    CHECK(is_consistent(stored));
+  }
   SECTION("it ends with the session") {
     REQUIRE(as(other, lock_op(LockType::kExclusive, 1, true)).count == 1);
     CHECK(d.run(d.command(EndSessionsCommand{{other}})).count == 1);
