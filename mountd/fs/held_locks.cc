@@ -10,6 +10,18 @@ const LockList* HeldLocks::find(const Key& key) const {
   return found == held_.end() ? nullptr : &found->second.locks;
 }
 
+void HeldLocks::make_room(Held& held, const HeldLock& lock) {
+  const LockList before = held.locks;
+  for (const HeldLock& other : before) {
+    if (other.owner.session != lock.owner.session || !conflicts(other, lock)) continue;
+    const LockRange both{std::max(other.range.first, lock.range.first),
+                         std::min(other.range.last, lock.range.last)};
+    set_lock(held.locks, {other.owner, both, LockType::kUnlock, 0});
+    const auto owns = [&](const HeldLock& each) { return each.owner.number == other.owner.number; };
+    if (std::ranges::none_of(held.locks, owns)) held.last_through.erase(other.owner.number);
+  }
+}
+
 void HeldLocks::apply(InodeId inode, LockSpace space, const HeldLock& lock, std::uint64_t through) {
   MutexLock guard(mutex_);
   Held& held = held_[{inode, space}];
@@ -25,6 +37,7 @@ void HeldLocks::apply(InodeId inode, LockSpace space, const HeldLock& lock, std:
     }
     if (std::ranges::none_of(held.locks, owns)) held.last_through.erase(number);
   } else {
+    if (find_conflict(held.locks, lock)) make_room(held, lock);
     set_lock(held.locks, lock);
     if (through != 0) held.last_through[number] = through;
   }

@@ -17,9 +17,10 @@ namespace fermata::mountd {
 
 class HeldLocks {
  public:
-  /// The cluster granted (or released) it in the owner's session. A release also ends what the
-  /// owner held under sessions that are over. `through`: the handle that a lock was asked for
-  /// through; 0 leaves what last_through() says.
+  /// The cluster granted (or released) it in the owner's session. A grant ends what contradicts it
+  /// in that session: a release of that has been carried out, though nobody heard of it. A release
+  /// also ends what the owner held under sessions that are over. `through`: the handle that a lock
+  /// was asked for through; 0 leaves what last_through() says.
   void apply(InodeId inode, LockSpace space, const HeldLock& lock, std::uint64_t through = 0);
   /// Through which handle the owner got its latest lock of the file; 0 if it holds none.
   std::uint64_t last_through(InodeId inode, LockSpace space, std::uint64_t owner) const;
@@ -57,6 +58,7 @@ class HeldLocks {
   };
   using Key = std::pair<InodeId, LockSpace>;
   const LockList* find(const Key& key) const FM_REQUIRES(mutex_);
+  static void make_room(Held& held, const HeldLock& lock);
 
   mutable Mutex mutex_;
   std::map<Key, Held> held_ FM_GUARDED_BY(mutex_);

@@ -78,5 +78,28 @@ TEST_CASE("HeldLocks: a delegation, and what is held under it, is of one session
   CHECK(held.delegation(kFile, LockSpace::kPosix, kSession) == Delegation::kNone);
 }
 
+TEST_CASE("HeldLocks: a grant ends what it contradicts", "[mountd][locks]") {
+  // The cluster has carried out the others' releases, although their answers were given up.
+  constexpr SessionId kOld{2};
+  HeldLocks held;
+  const auto apply = [&](const HeldLock& lock, std::uint64_t through) {
+    held.apply(kFile, LockSpace::kPosix, lock, through);
+  };
+  const HeldLock lost{{kOld, 9}, {0, 99}, LockType::kExclusive, 0};
+  apply(lost, 20);
+  apply(lock_of(1, LockType::kExclusive, 0, 9), 21);
+  apply(lock_of(1, LockType::kShared, 20, 29), 21);
+  apply(lock_of(2, LockType::kExclusive, 30, 39), 22);
+  apply(lock_of(3, LockType::kShared, 5, 35), 23);
+  CHECK(held.of_session(kFile, LockSpace::kPosix, kSession) ==
+        LockList{lock_of(1, LockType::kExclusive, 0, 4), lock_of(1, LockType::kShared, 20, 29),
+                 lock_of(2, LockType::kExclusive, 36, 39), lock_of(3, LockType::kShared, 5, 35)});
+  apply(lock_of(3, LockType::kExclusive, 0, 50), 23);
+  CHECK(is_consistent(held.of_session(kFile, LockSpace::kPosix, kSession)));
+  CHECK_FALSE(held.holds(kFile, LockSpace::kPosix, 2));
+  CHECK(held.last_through(kFile, LockSpace::kPosix, 2) == 0);
+  CHECK(held.lost_any(kFile, LockSpace::kPosix, 9, kSession));  // its owner has not let go of it
+}
+
 }  // namespace
 }  // namespace fermata::mountd
