@@ -50,7 +50,7 @@ void add_flags(CLI::App& app, Flags& flags) {
                  "Of the copies together, such as 10G (the default)");
   app.add_option(
       "-o", flags.mount_options,
-      "ro, noatime, strictatime, nosuid, suid, nodev, dev, noexec, nopassthrough, "
+      "ro, noatime, strictatime, nosuid, suid, nodev, dev, noexec, nopassthrough, noexclusive, "
       "io_uring=on, io_uring=off, soft, "
       "soft_timeout=SECONDS, cache-size=SIZE, attr_timeout=SECONDS, entry_timeout=SECONDS, "
       "root_squash, all_squash, anonuid=UID, anongid=GID, map_uid=MAP, map_gid=MAP");

@@ -87,6 +87,8 @@ struct Mutation {
     createUnnamed @12 :CreateUnnamed;
     setQuota @13 :SetQuota;
     returnLocks @14 :ReturnLocks;
+    makeFile @15 :MakeFile;
+    reserveInodes @16 :ReserveInodes;
   }
   struct Create {
     parent @0 :UInt64;
@@ -99,6 +101,8 @@ struct Mutation {
     symlinkTarget @7 :Data;
     exclusive @8 :Bool;
     umask @9 :UInt32;
+    inode @10 :UInt64;         # reserved; 0: the state gives one
+    made @11 :T.Timestamp;     # with inode
   }
   struct CreateUnnamed {
     parent @0 :UInt64;
@@ -107,6 +111,8 @@ struct Mutation {
     gid @3 :UInt32;
     umask @4 :UInt32;
     linkable @5 :Bool;
+    inode @6 :UInt64;          # reserved; 0: the state gives one
+    made @7 :T.Timestamp;      # with inode
   }
   struct Link { inode @0 :UInt64; parent @1 :UInt64; name @2 :Data; }
   struct Unlink { parent @0 :UInt64; name @1 :Data; openHere @2 :Bool; }
@@ -148,6 +154,8 @@ struct Mutation {
     pathHint @10 :Data;
     opened @11 :UInt64;        # log index; 0: not said
   }
+  struct MakeFile { create @0 :Create; content @1 :Commit; }
+  struct ReserveInodes { count @0 :UInt32; }
   struct ReleaseOrphans { inodes @0 :List(UInt64); }
   struct NoteReads {
     reads @0 :List(Read);
@@ -194,6 +202,7 @@ struct MutationRequest {
   answeredBelow @3 :UInt64;
   cred @4 :T.Credentials;
   op @5 :Mutation;
+  asksExclusive @6 :Bool;
 }
 struct MutationReply {
   stamp @0 :UInt64;
@@ -207,6 +216,10 @@ struct MutationReply {
   removedLeased @8 :Bool;
   version @9 :UInt64;
   delegated @10 :Bool;
+  exclusive @11 :Bool;
+  parentExclusive @12 :Bool;
+  reserved @13 :UInt64;
+  reservedCount @14 :UInt32;
 }
 
 # FindLock and WaitLock requests.

@@ -109,9 +109,10 @@ struct Command {
 /// What this program applies that older ones do not, or otherwise: a level has all of those below
 /// it. It is proposed once every member of the group knows it (schema/README.md).
 enum CommandLevel : std::uint32_t {
-  kLevelLockDelegation = 1,  ///< LockOp::delegate, ReturnLocksOp
+  kLevelLockDelegation = 1,        ///< LockOp::delegate, ReturnLocksOp
+  kLevelExclusiveDirectories = 2,  ///< MakeFileOp, ReserveInodesOp
 };
-inline constexpr CommandLevel kCommandLevel = kLevelLockDelegation;
+inline constexpr CommandLevel kCommandLevel = kLevelExclusiveDirectories;
 
 /// What apply answers; also what the duplicate-request table keeps, so it stays small.
 struct CommandResult {

@@ -295,6 +295,10 @@ struct CreateOp {
   std::string symlink_target;
   std::uint32_t umask = 0;  ///< still to be applied to `mode`
   bool exclusive = true;    ///< else an existing regular file is success (its inode is the answer)
+  /// Of the session's reserve (ReserveInodesOp): the caller has shown the file already. None: the
+  /// state gives it one. Only regular files, and only with `exclusive`.
+  InodeId inode{};
+  Timestamp made{};  ///< with `inode`: when the caller made it
   bool operator==(const CreateOp&) const = default;
 };
 /// O_TMPFILE: a regular file without a name, which this session has open. It goes when that closes
@@ -307,6 +311,9 @@ struct CreateUnnamedOp {
   std::uint32_t gid = 0;
   std::uint32_t umask = 0;  ///< still to be applied to `mode`
   bool linkable = true;     ///< else it never gets a name (O_EXCL)
+  /// As CreateOp's: a file that its maker has shown already, and removed again.
+  InodeId inode{};
+  Timestamp made{};
   bool operator==(const CreateUnnamedOp&) const = default;
 };
 struct LinkOp {
@@ -391,6 +398,20 @@ struct CommitOp {
   LogIndex opened;
   bool operator==(const CommitOp&) const = default;
 };
+/// A CreateOp with an id of the session's reserve and the first CommitOp of what it makes, in one
+/// command: `content` is kInline, its base none. The payload is its content.
+struct MakeFileOp {
+  CreateOp create;
+  CommitOp content;
+  bool operator==(const MakeFileOp&) const = default;
+};
+/// Ids for files that the session makes from here on. They are this session's, each is used once at
+/// most, and what is left ends with the session. EINVAL: the session has kReservedInodesMax.
+struct ReserveInodesOp {
+  static constexpr std::uint32_t kCountMax = 4096;
+  std::uint32_t count = 0;
+  bool operator==(const ReserveInodesOp&) const = default;
+};
 /// The session has closed its last handle of these unlinked inodes.
 struct ReleaseOrphansOp {
   std::vector<InodeId> inodes;
@@ -450,9 +471,10 @@ struct SetQuotaOp {
   bool operator==(const SetQuotaOp&) const = default;
 };
 
-using Mutation = std::variant<CreateOp, LinkOp, UnlinkOp, RmdirOp, RenameOp, SetAttrOp, SetXattrOp,
-                              RemoveXattrOp, CommitOp, ReleaseOrphansOp, LockOp, NoteReadsOp,
-                              CreateUnnamedOp, SetQuotaOp, ReturnLocksOp>;
+using Mutation =
+    std::variant<CreateOp, LinkOp, UnlinkOp, RmdirOp, RenameOp, SetAttrOp, SetXattrOp,
+                 RemoveXattrOp, CommitOp, ReleaseOrphansOp, LockOp, NoteReadsOp, CreateUnnamedOp,
+                 SetQuotaOp, ReturnLocksOp, MakeFileOp, ReserveInodesOp>;
 
 struct MutationRequest {
   SessionId session;
@@ -462,6 +484,9 @@ struct MutationRequest {
       answered_below;  ///< answers to all lower ones have arrived: their results may be forgotten
   Credentials cred;
   Mutation op;
+  /// Of creates: the caller would make more files in the directory (or in the one it makes) by
+  /// itself, if it may have an exclusive lease of it.
+  bool asks_exclusive = false;
 };
 /// The state after the mutation, as of when the answer was made. Fields that do not apply are
 /// absent.
@@ -480,6 +505,11 @@ struct MutationReply {
   /// LockOp: the session answers for the file's locks of that space. What it holds and does not
   /// hold there is its own to say; an unlock has changed nothing.
   bool delegated = false;
+  bool exclusive = false;         ///< of `attr`, a new directory: nobody else asks about it without
+                                  ///< a callback first
+  bool parent_exclusive = false;  ///< the same of `parent`
+  InodeId reserved;               ///< ReserveInodesOp: the first of
+  std::uint32_t reserved_count = 0;
 };
 
 // ---------------------------------------------------------------- locks

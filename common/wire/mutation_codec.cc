@@ -13,6 +13,7 @@ std::string encode(const MutationRequest& value) {
   out.setAnsweredBelow(value.answered_below.value());
   wire::write(out.initCred(), value.cred);
   wire::write(out.initOp(), value.op);
+  out.setAsksExclusive(value.asks_exclusive);
   return writer.finish();
 }
 template <>
@@ -26,6 +27,7 @@ Result<MutationRequest> decode<MutationRequest>(std::string_view bytes) {
         value.answered_below = Sequence(in.getAnsweredBelow());
         FM_TRY(value.cred, wire::read(in.getCred()));
         FM_TRY(value.op, wire::read(in.getOp()));
+        value.asks_exclusive = in.getAsksExclusive();
         return value;
       });
 }
@@ -44,6 +46,10 @@ std::string encode(const MutationReply& value) {
   out.setRemovedLeased(value.removed_leased);
   out.setVersion(value.version.value());
   out.setDelegated(value.delegated);
+  out.setExclusive(value.exclusive);
+  out.setParentExclusive(value.parent_exclusive);
+  out.setReserved(value.reserved.value());
+  out.setReservedCount(value.reserved_count);
   return writer.finish();
 }
 template <>
@@ -70,6 +76,10 @@ Result<MutationReply> decode<MutationReply>(std::string_view bytes) {
         value.removed_leased = in.getRemovedLeased();
         value.version = Version(in.getVersion());
         value.delegated = in.getDelegated();
+        value.exclusive = in.getExclusive();
+        value.parent_exclusive = in.getParentExclusive();
+        value.reserved = InodeId(in.getReserved());
+        value.reserved_count = in.getReservedCount();
         return value;
       });
 }

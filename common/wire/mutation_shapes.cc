@@ -22,22 +22,49 @@ std::optional<std::uint32_t> read_optional(schema::OptionalUInt32::Reader in) {
   return in.isSome() ? std::optional(in.getSome()) : std::nullopt;
 }
 
+void write(Mutation::Create::Builder b, const CreateOp& op) {
+  b.setParent(op.parent.value());
+  b.setName(blob(op.name));
+  b.setType(static_cast<std::uint8_t>(op.type));
+  b.setMode(op.mode);
+  b.setUid(op.uid);
+  b.setGid(op.gid);
+  b.setRdev(op.rdev);
+  if (!op.symlink_target.empty()) b.setSymlinkTarget(blob(op.symlink_target));
+  b.setExclusive(op.exclusive);
+  b.setUmask(op.umask);
+  if (!op.inode) return;
+  b.setInode(op.inode.value());
+  wire::write(b.initMade(), op.made);
+}
+void write(Mutation::Commit::Builder b, const CommitOp& op) {
+  b.setInode(op.inode.value());
+  b.setBase(op.base.value());
+  b.setKind(static_cast<std::uint8_t>(op.kind));
+  b.setWhole(op.whole);
+  b.setReplaceNewer(op.replace_newer);
+  b.setSizeBytes(op.size_bytes);
+  if (!op.patches.empty()) {
+    auto patches = b.initPatches(static_cast<unsigned>(op.patches.size()));
+    for (unsigned i = 0; i < op.patches.size(); ++i) wire::write(patches[i], op.patches[i]);
+  }
+  wire::write(b.initMtime(), op.mtime);
+  write(b.initAtime(), op.atime);
+  b.setClearSuidSgid(op.clear_suid_sgid);
+  if (!op.path_hint.empty()) b.setPathHint(blob(op.path_hint));
+  b.setOpened(op.opened.value());
+}
+
 struct OpWriter {
   schema::Mutation::Builder out;
 
-  void operator()(const CreateOp& op) {
-    auto b = out.initCreate();
-    b.setParent(op.parent.value());
-    b.setName(blob(op.name));
-    b.setType(static_cast<std::uint8_t>(op.type));
-    b.setMode(op.mode);
-    b.setUid(op.uid);
-    b.setGid(op.gid);
-    b.setRdev(op.rdev);
-    if (!op.symlink_target.empty()) b.setSymlinkTarget(blob(op.symlink_target));
-    b.setExclusive(op.exclusive);
-    b.setUmask(op.umask);
+  void operator()(const CreateOp& op) { write(out.initCreate(), op); }
+  void operator()(const MakeFileOp& op) {
+    auto b = out.initMakeFile();
+    write(b.initCreate(), op.create);
+    write(b.initContent(), op.content);
   }
+  void operator()(const ReserveInodesOp& op) { out.initReserveInodes().setCount(op.count); }
   void operator()(const CreateUnnamedOp& op) {
     auto b = out.initCreateUnnamed();
     b.setParent(op.parent.value());
@@ -46,6 +73,9 @@ struct OpWriter {
     b.setGid(op.gid);
     b.setUmask(op.umask);
     b.setLinkable(op.linkable);
+    if (!op.inode) return;
+    b.setInode(op.inode.value());
+    wire::write(b.initMade(), op.made);
   }
   void operator()(const LinkOp& op) {
     auto b = out.initLink();
@@ -100,24 +130,7 @@ struct OpWriter {
     b.setInode(op.inode.value());
     b.setName(blob(op.name));
   }
-  void operator()(const CommitOp& op) {
-    auto b = out.initCommit();
-    b.setInode(op.inode.value());
-    b.setBase(op.base.value());
-    b.setKind(static_cast<std::uint8_t>(op.kind));
-    b.setWhole(op.whole);
-    b.setReplaceNewer(op.replace_newer);
-    b.setSizeBytes(op.size_bytes);
-    if (!op.patches.empty()) {
-      auto patches = b.initPatches(static_cast<unsigned>(op.patches.size()));
-      for (unsigned i = 0; i < op.patches.size(); ++i) wire::write(patches[i], op.patches[i]);
-    }
-    wire::write(b.initMtime(), op.mtime);
-    write(b.initAtime(), op.atime);
-    b.setClearSuidSgid(op.clear_suid_sgid);
-    if (!op.path_hint.empty()) b.setPathHint(blob(op.path_hint));
-    b.setOpened(op.opened.value());
-  }
+  void operator()(const CommitOp& op) { write(out.initCommit(), op); }
   void operator()(const ReleaseOrphansOp& op) {
     write_ids(out.initReleaseOrphans().initInodes(static_cast<unsigned>(op.inodes.size())),
               op.inodes);
@@ -170,6 +183,10 @@ Result<CreateOp> read_create(Mutation::Create::Reader in) {
   if (op.symlink_target.find('\0') != std::string::npos) return Errc::kBadMessage;
   op.exclusive = in.getExclusive();
   op.umask = in.getUmask() & 0777U;
+  op.inode = InodeId(in.getInode());
+  if (!op.inode) return op;
+  if (op.type != FileType::kRegular || !op.exclusive) return Errc::kBadMessage;
+  FM_TRY(op.made, read(in.getMade()));
   return op;
 }
 Result<CreateUnnamedOp> read_create_unnamed(Mutation::CreateUnnamed::Reader in) {
@@ -181,6 +198,9 @@ Result<CreateUnnamedOp> read_create_unnamed(Mutation::CreateUnnamed::Reader in) 
   op.gid = in.getGid();
   op.umask = in.getUmask() & 0777U;
   op.linkable = in.getLinkable();
+  op.inode = InodeId(in.getInode());
+  if (!op.inode) return op;
+  FM_TRY(op.made, read(in.getMade()));
   return op;
 }
 Result<LinkOp> read_link(Mutation::Link::Reader in) {
@@ -261,6 +281,18 @@ Result<CommitOp> read_commit(Mutation::Commit::Reader in) {
   FM_TRY(op.path_hint, read_bytes(in.getPathHint(), kTextMax));
   op.opened = LogIndex(in.getOpened());
   return op;
+}
+Result<MakeFileOp> read_make_file(Mutation::MakeFile::Reader in) {
+  MakeFileOp op;
+  FM_TRY(op.create, read_create(in.getCreate()));
+  FM_TRY(op.content, read_commit(in.getContent()));
+  if (!op.create.inode || op.content.inode != op.create.inode) return Errc::kBadMessage;
+  if (op.content.kind != CommitOp::Kind::kInline || op.content.base) return Errc::kBadMessage;
+  return op;
+}
+Result<ReserveInodesOp> read_reserve(Mutation::ReserveInodes::Reader in) {
+  if (in.getCount() == 0 || in.getCount() > ReserveInodesOp::kCountMax) return Errc::kBadMessage;
+  return ReserveInodesOp{in.getCount()};
 }
 Result<ReleaseOrphansOp> read_release(Mutation::ReleaseOrphans::Reader in) {
   ReleaseOrphansOp op;
@@ -385,6 +417,10 @@ Result<fermata::Mutation> read(schema::Mutation::Reader in) {
       return wrap(read_set_quota(in.getSetQuota()));
     case Mutation::RETURN_LOCKS:
       return wrap(read_return_locks(in.getReturnLocks()));
+    case Mutation::MAKE_FILE:
+      return wrap(read_make_file(in.getMakeFile()));
+    case Mutation::RESERVE_INODES:
+      return wrap(read_reserve(in.getReserveInodes()));
   }
   return Errc::kUnsupported;
 }

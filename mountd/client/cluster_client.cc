@@ -9,6 +9,15 @@
 
 namespace fermata::mountd {
 
+namespace {
+/// What goes on in the directory: files made one by one, or a directory for them.
+bool makes_name(const Mutation& op) {
+  const auto* create = std::get_if<CreateOp>(&op);
+  return create != nullptr && !create->inode &&
+         (create->type == FileType::kRegular || create->type == FileType::kDirectory);
+}
+}  // namespace
+
 struct ClusterClient::Impl {
   explicit Impl(std::shared_ptr<Router> router_in)
       : router(std::move(router_in)), tasks(router->env().executor()) {}
@@ -232,6 +241,7 @@ Task<MutationReply> ClusterClient::mutate(Credentials cred, Mutation op, Buffer 
     request.answered_below = session.answered_below();
     request.cred = cred;
     request.op = op;
+    request.asks_exclusive = router->options().asks_exclusive && makes_name(op);
     auto answer = co_await router->call_primary(Method::kMutate, encode(request), payload);
     session.finish_mutation(request.sequence);
     if (!answer) {

@@ -32,6 +32,7 @@ struct ClientOptions {
   std::string mount_point;
   bool soft = false;
   Duration soft_timeout = std::chrono::seconds(30);
+  bool asks_exclusive = false;                         ///< creates ask for the directory alone
   Duration attempt_timeout = std::chrono::seconds(5);  ///< of one call to one node
   Duration retry_min = std::chrono::milliseconds(10);
   Duration retry_max = std::chrono::milliseconds(500);
@@ -125,6 +126,9 @@ class SessionKeeper {
     /// The session expired and a new one is open (`fresh`): its epoch fences what the old one left
     /// behind.
     virtual boost::asio::awaitable<void> on_new_session(SessionId fresh) = 0;
+    /// A new primary is to be told that nothing is held of what older ones granted. False: files
+    /// that were made without telling are not all sent yet, after `patience`; asked again.
+    virtual boost::asio::awaitable<bool> give_up_alone(Duration /*patience*/) { co_return true; }
   };
   SessionKeeper(Env& env, Network& network, ClusterClient& client, ClientSession& session,
                 Events& events);

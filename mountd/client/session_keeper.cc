@@ -202,7 +202,10 @@ struct SessionKeeper::Impl final : Handler, std::enable_shared_from_this<Session
       const Stamp stamp = make_stamp(reply.term, 0);
       session.void_leases_below(stamp);
       co_await events.on_leases_void(stamp);
-      term = reply.term;
+      session.renewed(sent + lease);
+      // The session lives on meanwhile.
+      const bool given_up = co_await events.give_up_alone(lease / 10);
+      if (given_up) term = reply.term;
       co_return co_await renew();  // now it may be told that they are given up
     }
     session.renewed(sent + lease);

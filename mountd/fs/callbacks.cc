@@ -40,6 +40,15 @@ void FileSystem::invalidate_later(NodeTable::Invalidation what) {
 }
 
 asio::awaitable<CallbackReply> FileSystem::on_callback(CallbackRequest request) {
+  const auto had_alone = table_.begin_call_back(request);
+  std::vector<InodeId> unsent;
+  for (const auto& item : request.items) {
+    const auto in = table_.unsent_in(item.inode);
+    unsent.insert(unsent.end(), in.begin(), in.end());
+  }
+  // What was made in a directory is the cluster's before anybody else looks there.
+  if (!unsent.empty()) co_await send_all(loops_.front(), std::move(unsent), Sending::kForGood);
+  for (const InodeId directory : had_alone) co_await tell_change(loops_.front(), directory);
   auto dropped = table_.call_back(request);
   CallbackReply reply;
   reply.open = dropped.open;
@@ -64,6 +73,7 @@ asio::awaitable<void> FileSystem::on_leases_void(Stamp) {
 
 asio::awaitable<void> FileSystem::on_new_session(SessionId fresh) {
   LoopContext& here = loops_.front();
+  co_await lose_all_of_others(here, fresh);
   std::size_t fenced = 0;
   std::size_t unlocked = 0;
   locks_.forget_delegations_but_of(fresh);

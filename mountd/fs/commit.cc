@@ -29,7 +29,7 @@ std::string name_of(const CachedCopy& copy) {
 // True without I/O on the disk only: a tracked copy knows.
 bool FileSystem::surely_clean(const Handle& open) {
   if (open.mode != IoMode::kOrdinary) return false;
-  if (open.file->sticky.load()) return false;
+  if (open.file->sticky.load() || open.file->unsent.load()) return false;
   const auto modified = open.copy->is_modified();
   if (!modified || *modified) return false;
   const auto backing = open.copy->stat();
@@ -151,7 +151,8 @@ Task<void> FileSystem::commit_now(LoopContext& at, FilePtr file, bool& kill) {
   const auto view = table_.find(file->node);
   if (!input.copy || !view) co_return fermata::Status{};
   if (input.copy->conflict()) co_return from_errno(ESTALE);  // was refused for good, and still is
-  if (!input.copy->maybe_dirty() && !kill) co_return fermata::Status{};
+  auto unsent = file->unsent.load() ? table_.unsent(file->inode) : std::nullopt;
+  if (!input.copy->maybe_dirty() && !kill && !unsent) co_return fermata::Status{};
   // Bringing it up to date for a lock was begun and has failed: it holds no version.
   if (input.copy->updating()) co_return std::errc::io_error;
   // Nobody can open an unlinked file's next version: it ends with its last close here.
@@ -176,6 +177,13 @@ Task<void> FileSystem::commit_now(LoopContext& at, FilePtr file, bool& kill) {
   }
   if (!looked) co_return looked.error();
   const Look look = *looked;
+  // Chunks take long to upload, and whoever wants to know the directory does not wait for that.
+  if (unsent && (!look.modified || look.backing.size_bytes > kInlineBytesMax)) {
+    FM_CO_CHECK(co_await send_now(at, file, *unsent));
+    unsent.reset();
+    MutexLock lock(file->mutex);
+    input.opened = file->writer.opened;
+  }
   bool mtime_moved = false;
   input.mtime = view->attr.mtime;
   {
@@ -202,7 +210,24 @@ Task<void> FileSystem::commit_now(LoopContext& at, FilePtr file, bool& kill) {
       FM_CO_CHECK(co_await set_aside(at, file, copy, "its lock was lost with the session"));
       co_return from_errno(ESTALE);
     }
+    if (unsent) {
+      input.make = unsent->op;
+      input.cred = unsent->who;
+      input.under = unsent->session;
+    }
     auto outcome = co_await commit_copy(*at.env, *at.client, input);
+    if (!outcome && unsent) {
+      // Its content alone may be what is refused. Not what a full disk refuses: that is told.
+      FM_CO_CHECK(co_await settle_unmade(at, file, *unsent, outcome.error()));
+      input.make.reset();
+      input.may_replace = false;  // what is there already is its own
+      outcome = co_await commit_copy(*at.env, *at.client, input);
+    } else if (unsent && outcome->changed) {
+      table_.sent(file->inode, outcome->reply);
+      note_made(*file, outcome->reply.attr);
+    } else if (unsent) {
+      FM_CO_CHECK(co_await send_now(at, file, *unsent));  // written, and as empty as before
+    }
     if (!outcome) co_return co_await refused(at, file, copy, outcome.error());
     if (outcome->changed) {
       count(outcome->replaced ? "replaced a newer version" : "committed");
@@ -370,7 +395,8 @@ asio::awaitable<void> FileSystem::commit_files(LoopContext& at, Duration timeout
   for (const auto& file : table_.held_files()) {
     {
       MutexLock lock(file->mutex);
-      if (!file->copy || !file->copy->maybe_dirty() || file->copy->conflict()) continue;
+      if (!file->copy || file->copy->conflict()) continue;
+      if (!file->copy->maybe_dirty() && !file->unsent.load()) continue;
     }
     file->holds.fetch_add(1);
     holds.push_back(std::make_unique<Hold>(this, file));

@@ -53,8 +53,14 @@ void FileSystem::releasedir(Ctx, NodeHandle, std::uint64_t fh, StatusReply reply
   reply.ok();
 }
 
-// Every change of the namespace is on a majority of disks before it is answered.
-void FileSystem::fsyncdir(Ctx, NodeHandle, std::uint64_t, bool, StatusReply reply) { reply.ok(); }
+// Every change of the namespace is on a majority of disks before it is answered, but for files that
+// were made here and not committed yet.
+void FileSystem::fsyncdir(Ctx ctx, NodeHandle node, std::uint64_t, bool, StatusReply reply) {
+  const auto directory = table_.inode_of(node);
+  if (!directory || table_.unsent_in(*directory).empty()) return reply.ok();
+  auto task = send_names(at(reply), *directory);
+  run_request(ctx, std::move(reply), std::move(task), [](StatusReply& to) { to.ok(); });
+}
 
 bool FileSystem::window_has(DirHandle& handle, InodeId directory, std::uint64_t cookie) {
   if (cookie == 0) {
@@ -99,6 +105,7 @@ Task<void> FileSystem::load_window(LoopContext& at, Credentials who, NodeHandle 
                                    bool plus) {
   const auto directory = table_.inode_of(node);
   if (!directory) co_return from_errno(ESTALE);
+  FM_CO_CHECK(co_await send_names(at, *directory));
   const auto token = table_.begin_listing(*directory);
   const Cookie start = server_cookie(cookie);
   auto listing = std::make_shared<Listing>();

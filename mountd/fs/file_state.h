@@ -73,6 +73,8 @@ struct FileState {
   std::atomic<std::uint32_t> naming{0};
   /// Made, and its open under way: the kernel will be told of it with what is valid then.
   std::atomic<bool> creating{false};
+  /// Made here, and not known to the cluster: content_gate is held to send it.
+  std::atomic<bool> unsent{false};
   std::atomic<bool> mapped{false};       ///< a writable mapping outlived the last writable open
   std::atomic<std::uint32_t> syncs{0};   ///< commits before a close, since there is a writer
   std::atomic<std::uint64_t> writes{0};  ///< that passed the daemon, since there is a writer

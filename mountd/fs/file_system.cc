@@ -394,7 +394,7 @@ std::uint64_t FileSystem::let_go(FileState& file) {
   std::int32_t backing = 0;
   table_.if_idle(file, [&] {
     MutexLock lock(file.mutex);
-    if (file.sticky.load()) return;
+    if (file.sticky.load() || file.unsent.load()) return;
     std::swap(copy, file.copy);
     std::swap(backing, file.backing_id);
   });
@@ -500,6 +500,7 @@ void FileSystem::setattr(Ctx ctx, NodeHandle node, const SetAttributes& set, Att
 Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, NodeHandle node,
                                             SetAttributes set, bool squashed) {
   if (options_.read_only) co_return std::errc::read_only_file_system;
+  if (const auto inode = table_.inode_of(node)) FM_CO_CHECK(co_await send_below(at, *inode));
   FM_CO_TRY(auto view, co_await fresh_view(at, who, node));
   if (set.has(kSetSize)) {
     if (!view.file) co_return std::errc::invalid_argument;

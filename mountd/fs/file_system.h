@@ -3,8 +3,9 @@
 // What the caches can answer is answered inline on the loop that read the request; anything else
 // is a coroutine of the same loop, with that loop's own client. Spread over files by subject:
 // file_system.cc (attributes, bookkeeping), namespace_ops.cc, directory_ops.cc, open.cc (open,
-// create, release), file_io.cc, xattr_ops.cc, commit.cc (flush, fsync, write-back), lock_ops.cc,
-// lock_delegation.cc, lock_release.cc, locked_content.cc, callbacks.cc.
+// create, release), exclusive.cc (files that the cluster hears of later), file_io.cc, xattr_ops.cc,
+// commit.cc (flush, fsync, write-back), lock_ops.cc, lock_delegation.cc, lock_release.cc,
+// locked_content.cc, callbacks.cc.
 //
 // Rules that hold throughout: a lock is never held across a co_await or a reply; a kernel lookup is
 // counted before the answer that grants it is sent; what the kernel may cache ends no later than
@@ -39,6 +40,7 @@
 #include "mountd/fs/file_state.h"
 #include "mountd/fs/held_locks.h"
 #include "mountd/fs/identity.h"
+#include "mountd/fs/inode_reserve.h"
 #include "mountd/fs/mapped_watch.h"
 #include "mountd/fs/node_table.h"
 #include "mountd/fs/request_task.h"
@@ -63,6 +65,7 @@ struct FsOptions {
   bool passthrough = true;
   bool lock_delegation = true;  ///< asks to answer for the locks of files that only it uses
   AtimeRule atime = AtimeRule::kRelative;
+  bool exclusive = true;  ///< files are made here where the cluster lets this mount alone make them
   std::chrono::nanoseconds attr_timeout = std::chrono::hours(1);   ///< at most; the lease bounds it
   std::chrono::nanoseconds entry_timeout = std::chrono::hours(1);  ///< at most; the lease bounds it
   std::uint64_t stream_min_bytes = 16ULL << 20;  ///< larger files are opened while they stream in
@@ -112,6 +115,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   boost::asio::awaitable<CallbackReply> on_callback(CallbackRequest request) override;
   boost::asio::awaitable<void> on_leases_void(Stamp stamp) override;
   boost::asio::awaitable<void> on_new_session(SessionId fresh) override;
+  boost::asio::awaitable<bool> give_up_alone(Duration patience) override;
 
   // --- Operations
   // ----------------------------------------------------------------------------------
@@ -211,6 +215,25 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
     FilePtr file_;
   };
 
+  struct OpenWish {
+    bool writable = false;
+    bool truncate = false;
+    bool no_atime = false;
+    bool kill_suidgid = false;
+    bool sync = false;      ///< O_SYNC, O_DSYNC
+    bool update = false;    ///< O_RDWR without O_TRUNC: parts of it may be changed
+    bool create = false;    ///< truncating an empty file is no change then
+    bool ordinary = false;  ///< no passthrough: the cache's disk may want room while it is written
+    bool exclusive = false;
+    std::uint32_t rights = 0;  ///< kMayRead, ...: what it is for
+    bool squashed = false;     ///< see check_squashed()
+    bool second_try = false;   ///< what the node had when its name was looked up will do
+  };
+  struct Created {
+    Entry entry;
+    OpenResult result;
+  };
+
   LoopContext& at(const Reply& reply) { return loops_[reply.loop()]; }
   Credentials cred(Ctx ctx) const;
   Credentials cred_for(Ctx ctx, std::string_view xattr) const;
@@ -272,6 +295,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                        std::string name);
   Task<void> do_unlink(LoopContext& at, Credentials who, NodeHandle parent, std::string name,
                        bool directory);
+  Task<bool> unlink_unsent(LoopContext& at, InodeId inode);
   Task<void> do_rename(LoopContext& at, Credentials who, NodeHandle parent, std::string name,
                        NodeHandle new_parent, std::string new_name, std::uint32_t flags);
   void apply_parents(const MutationReply& reply);
@@ -283,6 +307,43 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   void release_orphan(InodeId inode);
   awaitable<void> do_release_orphan(LoopContext& at, InodeId inode);
 
+  // exclusive.cc
+  /// An answer may have granted directories to this mount alone.
+  void note_alone(LoopContext& at, const MutationReply& reply);
+  void fill_reserve(LoopContext& at);
+  awaitable<void> ask_for_inodes(LoopContext& at, SessionId session);
+  awaitable<void> learn_names(LoopContext& at, InodeId directory);
+  /// Makes the file here, with a lookup counted; none if the cluster is to be asked.
+  std::optional<View> make_here(LoopContext& at, const Credentials& who, NodeHandle parent,
+                                const CreateOp& op);
+  Task<Created> open_made_here(LoopContext& at, Credentials who, InodeId parent, View view,
+                               OpenWish wish);
+  /// The cluster knows the file when this has succeeded.
+  Task<void> send_file(LoopContext& at, InodeId inode);
+  Task<void> send_empty(LoopContext& at, FilePtr file, Unsent what);
+  Task<void> send_nameless(LoopContext& at, FilePtr file, Unsent what);
+  void note_made(FileState& file, const std::optional<Attr>& attr);
+  Task<void> send_now(LoopContext& at, FilePtr file, Unsent what);
+  Task<void> settle_unmade(LoopContext& at, FilePtr file, Unsent what, std::error_code error);
+  /// kForGood: it is sent, or lost. kForNow: or it stays, for another time.
+  enum class Sending { kForNow, kForGood };
+  awaitable<void> send_behind(LoopContext& at, InodeId inode, Sending how,
+                              std::shared_ptr<Signal> done);
+  awaitable<void> send_all(LoopContext& at, std::vector<InodeId> inodes, Sending how);
+  /// So that whoever makes the name otherwise meets it.
+  Task<void> send_name(LoopContext& at, InodeId directory, std::string name);
+  /// The cluster knows all files that were made in the directory.
+  Task<void> send_names(LoopContext& at, InodeId directory);
+  /// The cluster knows when the directory was last changed here, by a file that came and went.
+  awaitable<void> tell_change(LoopContext& at, InodeId directory);
+  /// Before an own change that depends on it: the inode itself, and what was made in it. None: it
+  /// is not known which one it is.
+  Task<void> send_below(LoopContext& at, InodeId inode);
+  awaitable<void> lose(LoopContext& at, InodeId inode, std::error_code error);
+  awaitable<void> lose_all_of_others(LoopContext& at, SessionId fresh);
+  void begin_watching_unsent();
+  awaitable<void> watch_unsent(LoopContext& at);
+
   // directory_ops.cc
   void fill_reply(DirReply& reply, const View& directory, DirHandle& handle, std::uint64_t cookie);
   OpenResult open_directory(int flags);
@@ -291,20 +352,6 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                          std::shared_ptr<DirHandle> handle, std::uint64_t cookie, bool plus);
 
   // open.cc
-  struct OpenWish {
-    bool writable = false;
-    bool truncate = false;
-    bool no_atime = false;
-    bool kill_suidgid = false;
-    bool sync = false;      ///< O_SYNC, O_DSYNC
-    bool update = false;    ///< O_RDWR without O_TRUNC: parts of it may be changed
-    bool create = false;    ///< truncating an empty file is no change then
-    bool ordinary = false;  ///< no passthrough: the cache's disk may want room while it is written
-    bool exclusive = false;
-    std::uint32_t rights = 0;  ///< kMayRead, ...: what it is for
-    bool squashed = false;     ///< see check_squashed()
-    bool second_try = false;   ///< what the node had when its name was looked up will do
-  };
   static OpenWish wish_of(int flags, bool kill);
   std::optional<OpenResult> open_attached(const View& view, const OpenWish& wish);
   Task<OpenResult> open_for(LoopContext& at, Credentials who, pid_t caller, NodeHandle node,
@@ -312,10 +359,6 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<OpenResult> do_open(LoopContext& at, Credentials who, NodeHandle node, OpenWish wish);
   Task<OpenResult> open_held(LoopContext& at, Credentials who, NodeHandle node, FilePtr file,
                              OpenWish wish);
-  struct Created {
-    Entry entry;
-    OpenResult result;
-  };
   Task<Created> do_create_open(LoopContext& at, Credentials who, NodeHandle parent, CreateOp op,
                                OpenWish wish);
   Task<Created> do_tmpfile(LoopContext& at, Credentials who, NodeHandle parent, CreateUnnamedOp op,
@@ -569,6 +612,11 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   using LockKey = std::tuple<InodeId, LockSpace, std::uint64_t>;  // the owner's number
   Mutex settling_mutex_;
   std::map<LockKey, Settling> settling_ FM_GUARDED_BY(settling_mutex_);
+
+  InodeReserve reserve_;
+  std::atomic<bool> watching_unsent_{false};
+  Mutex learning_mutex_;
+  std::set<InodeId> learning_ FM_GUARDED_BY(learning_mutex_);
 
   Mutex handles_mutex_;
   std::unordered_map<std::uint64_t, std::shared_ptr<Handle>> handles_ FM_GUARDED_BY(handles_mutex_);

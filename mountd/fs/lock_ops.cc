@@ -84,6 +84,7 @@ Task<FindLockReply> FileSystem::find_lock(LoopContext& at, std::shared_ptr<Inode
 
 Task<struct flock> FileSystem::do_find_lock(LoopContext& at, std::shared_ptr<InodeLocks> locks,
                                             LockOp op) {
+  FM_CO_CHECK(co_await send_file(at, op.inode));
   FM_CO_TRY(auto reply, co_await find_lock(at, locks, op));
   if (reply.held && reply.held->owner.session == session_.id()) {
     const std::uint64_t holder = reply.held->owner.number;
@@ -192,6 +193,7 @@ void FileSystem::start_lock(Ctx ctx, const std::shared_ptr<Handle>& open, LockOp
 Task<void> FileSystem::do_lock(LoopContext& at, Credentials who, FilePtr file, LockOp op,
                                pid_t caller, std::shared_ptr<LockJob> job) {
   const LockOp asked = op;
+  FM_CO_CHECK(co_await send_file(at, op.inode));
   FM_CO_CHECK(co_await settled(at, op));
   // Changing a write lock into a read lock lets others read: what was written is to be seen.
   if (asked.type == LockType::kShared && releases_write(asked)) {

@@ -90,6 +90,7 @@ std::string Mountd::open_session() {
   client.mount_point = options_.mount_point;
   client.soft = options_.soft;
   client.soft_timeout = options_.soft_timeout;
+  client.asks_exclusive = options_.exclusive && !options_.read_only;
   NetworkOptions network;
   network.body_size_max = body_size_max;
   std::vector<LoopContext> contexts;
@@ -107,6 +108,7 @@ std::string Mountd::open_session() {
   fs.atime = options_.atime;
   fs.passthrough = options_.passthrough;
   fs.lock_delegation = options_.lock_delegation;
+  fs.exclusive = options_.exclusive;
   fs.attr_timeout = options_.attr_timeout;
   fs.entry_timeout = options_.entry_timeout;
   fs.identity = options_.identity;

@@ -54,6 +54,7 @@ asio::awaitable<void> FileSystem::note_moved(LoopContext& at, InodeId inode) {
 
 void FileSystem::discard_copies(InodeId inode) {
   for (const FilePtr& file : table_.files_of(inode)) {
+    if (file->unsent.load()) return;
     const bool idle = table_.if_idle(*file, [&] { file->sticky = false; });
     if (!idle) return;
     (void)detach_copy(file);
@@ -109,6 +110,7 @@ Task<Entry> FileSystem::do_create(LoopContext& at, Credentials who, NodeHandle p
   op.uid = who.uid;
   op.gid = who.gid;
   const std::string name = op.name;
+  FM_CO_CHECK(co_await send_name(at, *directory, name));
   FM_CO_TRY(const auto reply, co_await at.client->mutate(who, std::move(op)));
   if (!reply.attr) co_return std::errc::io_error;
   apply_parents(reply);
@@ -118,6 +120,7 @@ Task<Entry> FileSystem::do_create(LoopContext& at, Credentials who, NodeHandle p
   const auto view = co_await bind(at, *reply.attr, reply.stamp, reply.leased);
   const bool kept =
       table_.set_entry(*directory, name, reply.attr->inode, reply.stamp, reply.parent_leased, kOwn);
+  note_alone(at, reply);
   Entry entry = entry_of(view);
   entry.entry_timeout = entry_timeout(*directory, kept);
   co_return entry;
@@ -169,6 +172,8 @@ Task<Entry> FileSystem::add_name(LoopContext& at, Credentials who, NodeHandle no
   const auto inode = table_.inode_of(node);
   const auto directory = table_.inode_of(parent);
   if (!inode || !directory) co_return from_errno(ESTALE);
+  FM_CO_CHECK(co_await send_file(at, *inode));
+  FM_CO_CHECK(co_await send_name(at, *directory, name));
   Mutation op = LinkOp{*inode, *directory, name};
   const auto answer = co_await at.client->mutate(who, std::move(op));
   if (!answer) {
@@ -205,6 +210,15 @@ Task<void> FileSystem::do_unlink(LoopContext& at, Credentials who, NodeHandle pa
   const auto in = table_.inode_of(parent);
   if (!in) co_return from_errno(ESTALE);
   const InodeId child = table_.peek(*in, name);
+  if (directory) {
+    FM_CO_CHECK(co_await send_below(at, child));
+  } else if (child) {
+    FM_CO_TRY(const bool dropped, co_await unlink_unsent(at, child));
+    if (dropped) {
+      if (!file_in_use(child)) discard_copies(child);
+      co_return Status{};
+    }
+  }
   // Unknown counts as open; if it was not, the cluster is told at once.
   const bool open_here = !directory && (!child || file_in_use(child));
   Mutation op;
@@ -226,6 +240,24 @@ Task<void> FileSystem::do_unlink(LoopContext& at, Credentials who, NodeHandle pa
     release_orphan(reply->removed->inode);
   }
   co_return Status{};
+}
+
+// A file that the cluster does not know needs nobody's help to go.
+Task<bool> FileSystem::unlink_unsent(LoopContext& at, InodeId inode) {
+  if (!table_.unsent(inode)) co_return false;
+  if (options_.identity.squash != Squash::kNone) {  // who may is the cluster's to say
+    FM_CO_CHECK(co_await send_file(at, inode));
+    co_return false;
+  }
+  const auto files = table_.files_of(inode);
+  if (files.empty()) co_return false;
+  const auto held = table_.hold(files.front()->node);
+  if (!held || !held->file) co_return false;
+  const Hold hold(this, held->file);
+  FM_CO_TRY(const auto pass, co_await held->file->content_gate.enter());
+  const bool dropped = table_.drop_unsent(inode, wall_time(), NodeTable::Drop::kRemoved);
+  if (dropped) count("removed before they were sent");
+  co_return dropped;
 }
 
 void FileSystem::rename(Ctx ctx, NodeHandle parent, std::string_view name, NodeHandle new_parent,
@@ -250,7 +282,11 @@ Task<void> FileSystem::do_rename(LoopContext& at, Credentials who, NodeHandle pa
   const auto from = table_.inode_of(parent);
   const auto to = table_.inode_of(new_parent);
   if (!from || !to) co_return from_errno(ESTALE);
-  const InodeId target = table_.peek(*to, new_name);
+  const InodeId source = table_.peek(*from, name);
+  FM_CO_CHECK(co_await send_below(at, source));
+  InodeId target = table_.peek(*to, new_name);
+  if (target) FM_CO_CHECK(co_await send_below(at, target));
+  target = table_.peek(*to, new_name);
   RenameOp op{*from, name, *to, new_name, flags, false};
   op.target_open_here = !target || file_in_use(target);  // unknown counts as open
   const bool told_open = op.target_open_here;
@@ -298,6 +334,7 @@ Task<void> FileSystem::do_rename(LoopContext& at, Credentials who, NodeHandle pa
 }
 
 void FileSystem::release_orphan(InodeId inode) {
+  if (table_.is_gone(inode)) return;
   LoopContext& loop = loops_.front();
   background_on(loop.index, "release orphan",
                 [this, &loop, inode] { return do_release_orphan(loop, inode); });

@@ -55,11 +55,12 @@ void NodeTable::trim() {
          scan-- > 0 && !lru_.empty()) {
     const auto found = inodes_.find(lru_.front());
     Inode& victim = *found->second;
-    if (victim.directory) {
+    if (victim.directory && victim.unsent_names.empty()) {
       entry_count_ -= victim.directory->entries.size();
       victim.directory.reset();
     }
-    if (!victim.nodes.empty() || !victim.locks.expired()) {
+    if (!victim.nodes.empty() || !victim.locks.expired() || victim.unsent ||
+        !victim.unsent_names.empty()) {
       lru_.splice(lru_.end(), lru_, victim.place);
       continue;
     }
@@ -69,7 +70,7 @@ void NodeTable::trim() {
 }
 
 bool NodeTable::attr_valid(const Inode& of) const {
-  return of.gone || (of.known && of.leased && session_.lease_holds(of.stamp));
+  return of.gone || of.unsent || (of.known && of.leased && session_.lease_holds(of.stamp));
 }
 
 void NodeTable::apply_locked(Inode& to, const Attr& attr, Stamp stamp, bool leased) {
@@ -177,6 +178,11 @@ NodeTable::View NodeTable::view(const Node& node, const Inode& of) const {
   out.attr_valid = attr_valid(of);
   out.attr = of.attr;
   out.attr.inode = of.id;
+  if (of.attr.type == FileType::kDirectory) {
+    constexpr std::uint64_t kEntryBytes = 32;  // Attr::size_bytes
+    out.attr.size_bytes += of.unsent_names.size() * kEntryBytes;
+    if (of.changed_here > out.attr.ctime) out.attr.mtime = out.attr.ctime = of.changed_here;
+  }
   if (of.noted_read && *of.noted_read > out.attr.atime) {
     out.attr.atime = *of.noted_read;
     out.noted_read = true;
@@ -237,6 +243,7 @@ std::shared_ptr<FileState> NodeTable::remove_if_unused(NodeHandle handle) {
   Node& node = found->second;
   if (node.lookups != 0 || !idle(node)) return nullptr;
   if (node.file && node.file->sticky.load()) return nullptr;  // uncommitted work: kept and listed
+  if (node.file && node.file->unsent.load()) return nullptr;
   auto file = std::move(node.file);
   if (Inode* of = peek_inode(node.inode)) {
     std::erase(of->nodes, handle);
@@ -286,6 +293,7 @@ void NodeTable::erase_entry(Directory& from, std::string_view name) {
     from.entries.erase(found);
     --entry_count_;
   }
+  ++from.losses;
   from.complete = false;
   from.listing.reset();
 }
@@ -343,7 +351,8 @@ NodeTable::Found NodeTable::lookup(InodeId parent, std::string_view name) {
     if (all) out.known = Known::kAbsent;
     return out;
   }
-  if (!session_.lease_holds(entry->second.stamp)) return out;
+  const bool made_here = is_unsent(entry->second.child);
+  if (!made_here && !session_.lease_holds(entry->second.stamp)) return out;
   if (!entry->second.child) {
     out.known = Known::kAbsent;
     return out;
@@ -382,8 +391,16 @@ bool NodeTable::set_entry(InodeId parent, std::string_view name, InodeId child, 
     if (of->attr.type == FileType::kRegular) note_name(*of, parent, name);
     note_seen(*of, parent, name);
   }
+  return enter(dir, name, child, stamp, leased);
+}
+
+bool NodeTable::enter(Inode& dir, std::string_view name, InodeId child, Stamp stamp, bool leased) {
+  Directory& in = *dir.directory;
   const auto found = in.entries.find(name);
-  if (found != in.entries.end() && found->second.stamp > stamp) return found->second.child == child;
+  if (found != in.entries.end()) {
+    if (found->second.stamp > stamp) return found->second.child == child;
+    if (is_unsent(found->second.child)) return found->second.child == child;
+  }
   if (!leased || stamp <= dir.called_back) {
     erase_entry(in, name);
     return false;
@@ -401,6 +418,8 @@ void NodeTable::drop_entry(InodeId parent, std::string_view name) {
   MutexLock lock(mutex_);
   Directory& in = directory(parent);
   ++in.changes;
+  const auto found = in.entries.find(name);
+  if (found != in.entries.end() && is_unsent(found->second.child)) return;
   erase_entry(in, name);
 }
 
@@ -416,22 +435,230 @@ void NodeTable::set_empty_directory(InodeId id, Stamp stamp, bool leased) {
   of.directory->listing = std::move(empty);
 }
 
+// ---------------------------------------------------------------- directories had alone
+
+bool NodeTable::is_unsent(InodeId id) {
+  if (!id) return false;
+  const auto found = inodes_.find(id);
+  return found != inodes_.end() && found->second->unsent != nullptr;
+}
+
+void NodeTable::hold_alone(InodeId id, Stamp stamp) {
+  MutexLock lock(mutex_);
+  Inode& of = inode(id);
+  if (stamp > of.called_back) of.alone = std::max(of.alone, stamp);
+}
+
+bool NodeTable::has_alone(InodeId id) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  return of != nullptr && alone(*of);
+}
+
+std::optional<NodeTable::View> NodeTable::make_unsent(Unsent what, Timestamp now) {
+  MutexLock lock(mutex_);
+  CreateOp& op = what.op;
+  (void)inode(op.inode);  // may trim: before anything is held on to
+  Inode* dir = peek_inode(op.parent);
+  if (dir == nullptr || !dir->directory || !alone(*dir) || !attr_valid(*dir)) return std::nullopt;
+  const Attr& above = dir->attr;
+  // What an ACL of the directory makes of it is for the cluster to say.
+  if (above.type != FileType::kDirectory || above.nlink == 0 || !above.no_xattrs)
+    return std::nullopt;
+  Directory& in = *dir->directory;
+  const auto entry = in.entries.find(op.name);
+  const bool known = entry != in.entries.end();
+  if (known && (entry->second.child || !session_.lease_holds(entry->second.stamp)))
+    return std::nullopt;
+  if (!known && (!in.complete || !session_.lease_holds(in.complete_stamp))) return std::nullopt;
+
+  // Newer than what is known of the directory, if the clocks are close enough to mean that.
+  constexpr std::int64_t kNearSeconds = 5;
+  const Timestamp before = std::max(above.ctime, dir->changed_here);
+  op.made = now;
+  if (now <= before && before.seconds - now.seconds < kNearSeconds) {
+    op.made = before;
+    op.made.nanoseconds < 999'999'999 ? ++op.made.nanoseconds
+                                      : (op.made.nanoseconds = 0, ++op.made.seconds);
+  }
+  constexpr std::uint32_t kSetGid = 02000;
+  Inode& of = inode(op.inode);
+  of.attr = Attr{};
+  of.attr.inode = op.inode;
+  of.attr.mode = op.mode & ~op.umask & 07777;
+  of.attr.nlink = 1;
+  of.attr.uid = op.uid;
+  of.attr.gid = (above.mode & kSetGid) != 0 ? above.gid : op.gid;
+  of.attr.atime = of.attr.mtime = of.attr.ctime = of.attr.btime = op.made;
+  of.attr.no_xattrs = true;
+  of.known = true;
+  dir->changed_here = std::max(dir->changed_here, op.made);
+  dir->unsent_names.insert(op.inode);
+  ++in.changes;
+  in.listing.reset();
+  if (known) {
+    entry->second = {op.inode, dir->alone};
+  } else {
+    in.entries.emplace(op.name, Dentry{op.inode, dir->alone});
+    ++entry_count_;
+  }
+  note_name(of, op.parent, op.name);
+  note_seen(of, op.parent, op.name);
+  unsent_.insert(op.inode);
+  of.unsent = std::make_unique<Unsent>(std::move(what));
+  Node& node = newest_node(of);
+  node.file->unsent = true;
+  ++node.lookups;
+  return view(node, of);
+}
+
+std::optional<Unsent> NodeTable::unsent(InodeId id) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  if (of == nullptr || !of->unsent) return std::nullopt;
+  return *of->unsent;
+}
+
+std::vector<InodeId> NodeTable::unsent_in(InodeId id) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  if (of == nullptr) return {};
+  return {of->unsent_names.begin(), of->unsent_names.end()};
+}
+
+std::vector<InodeId> NodeTable::all_unsent() {
+  MutexLock lock(mutex_);
+  return {unsent_.begin(), unsent_.end()};
+}
+
+void NodeTable::put_off(InodeId id, TimePoint now) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  if (of != nullptr && of->unsent) of->unsent->since = now;
+}
+
+// In one step: the directory is never seen with the file counted twice, or not at all.
+void NodeTable::sent(InodeId id, const MutationReply& reply) {
+  MutexLock lock(mutex_);
+  Inode& of = inode(id);
+  if (!of.unsent) return;
+  const InodeId parent = of.unsent->op.parent;
+  const std::string name = std::move(of.unsent->op.name);
+  of.unsent.reset();
+  unsent_.erase(id);
+  for (const NodeHandle handle : of.nodes) {
+    const Node& node = nodes_.at(raw(handle));
+    if (node.file) node.file->unsent = false;
+  }
+  if (reply.attr) apply_locked(of, *reply.attr, reply.stamp, reply.leased);
+  Inode* dir = peek_inode(parent);
+  if (dir == nullptr) return;
+  dir->unsent_names.erase(id);
+  if (reply.parent) apply_locked(*dir, *reply.parent, reply.stamp, reply.parent_leased);
+  if (!dir->directory) return;
+  (void)enter(*dir, name, id, reply.stamp, reply.parent_leased);
+}
+
+bool NodeTable::drop_unsent(InodeId id, Timestamp now, Drop how) {
+  MutexLock lock(mutex_);
+  Inode* of = peek_inode(id);
+  if (of == nullptr || !of->unsent) return false;
+  const InodeId parent = of->unsent->op.parent;
+  const std::string name = of->unsent->op.name;
+  if (how == Drop::kRemoved) of->nameless = std::move(of->unsent);
+  of->unsent.reset();
+  unsent_.erase(id);
+  for (const NodeHandle handle : of->nodes) {
+    const Node& node = nodes_.at(raw(handle));
+    if (node.file) node.file->unsent = false;
+  }
+  of->gone = true;
+  of->attr.nlink = 0;
+  of->attr.ctime = std::max(of->attr.ctime, now);
+  Inode* dir = peek_inode(parent);
+  if (dir == nullptr) return true;
+  dir->unsent_names.erase(id);
+  dir->changed_here = std::max(dir->changed_here, now);
+  if (!dir->directory) return true;
+  ++dir->directory->changes;
+  dir->directory->listing.reset();
+  const auto entry = dir->directory->entries.find(name);
+  // Nobody else knew of it: the name is as absent as it was.
+  if (entry != dir->directory->entries.end() && entry->second.child == id)
+    entry->second.child = InodeId{};
+  return true;
+}
+
+std::optional<Unsent> NodeTable::nameless(InodeId id) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  if (of == nullptr || !of->nameless) return std::nullopt;
+  return *of->nameless;
+}
+
+void NodeTable::sent_nameless(InodeId id, const MutationReply& reply) {
+  MutexLock lock(mutex_);
+  Inode& of = inode(id);
+  of.nameless.reset();
+  of.gone = false;
+  if (reply.attr) apply_locked(of, *reply.attr, reply.stamp, reply.leased);
+}
+
+std::optional<Timestamp> NodeTable::untold_change(InodeId id) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  if (of == nullptr || !of->unsent_names.empty() || of->gone) return std::nullopt;
+  if (!of->known || of->changed_here <= of->attr.ctime) return std::nullopt;
+  return of->changed_here;
+}
+
+void NodeTable::settle_times(InodeId id) {
+  MutexLock lock(mutex_);
+  Inode* of = peek_inode(id);
+  if (of != nullptr && of->unsent_names.empty()) of->changed_here = Timestamp{};
+}
+
+bool NodeTable::is_gone(InodeId id) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  return of != nullptr && of->gone;
+}
+
 // ----------------------------------------------------------------------------------- listings
 
 NodeTable::ListingToken NodeTable::begin_listing(InodeId id) {
   MutexLock lock(mutex_);
-  return {directory(id).changes, inode(id).called_back};
+  const Directory& in = directory(id);
+  return {in.serial, in.changes, in.losses, inode(id).called_back};
 }
 
 void NodeTable::keep_listing(InodeId id, ListingToken token,
                              std::shared_ptr<const Listing> listing) {
   MutexLock lock(mutex_);
   Directory& in = directory(id);
-  if (in.changes != token.changes || inode(id).called_back != token.called_back) return;
+  if (in.serial != token.serial || in.changes != token.changes) return;
+  if (inode(id).called_back != token.called_back) return;
   if (!session_.lease_holds(listing->stamp)) return;
   in.complete = true;
   in.complete_stamp = listing->stamp;
   in.listing = std::move(listing);
+}
+
+void NodeTable::know_all_names(InodeId id, ListingToken token, Stamp stamp) {
+  MutexLock lock(mutex_);
+  Directory& in = directory(id);
+  if (in.serial != token.serial || in.losses != token.losses) return;
+  if (inode(id).called_back != token.called_back) return;
+  if (!session_.lease_holds(stamp)) return;
+  in.complete = true;
+  in.complete_stamp = stamp;
+}
+
+bool NodeTable::knows_all_names(InodeId id) {
+  MutexLock lock(mutex_);
+  const Inode* of = peek_inode(id);
+  return of != nullptr && of->directory && of->directory->complete &&
+         session_.lease_holds(of->directory->complete_stamp);
 }
 
 std::shared_ptr<const Listing> NodeTable::listing(InodeId id) {
@@ -608,7 +835,8 @@ std::vector<std::shared_ptr<FileState>> NodeTable::held_files() {
   MutexLock lock(mutex_);
   std::vector<std::shared_ptr<FileState>> out;
   for (const auto& [handle, node] : nodes_) {
-    if (node.file && (node.file->holds.load() != 0 || node.file->sticky.load())) {
+    if (node.file &&
+        (node.file->holds.load() != 0 || node.file->sticky.load() || node.file->unsent.load())) {
       out.push_back(node.file);
     }
   }
@@ -629,12 +857,25 @@ void NodeTable::add_names(const Inode& of, Invalidation& to) {
   }
 }
 
+std::vector<InodeId> NodeTable::begin_call_back(const CallbackRequest& request) {
+  MutexLock lock(mutex_);
+  std::vector<InodeId> had_alone;
+  for (const auto& item : request.items) {
+    Inode& of = inode(item.inode);
+    of.called_back = std::max(of.called_back, request.stamp);
+    if (alone(of)) had_alone.push_back(item.inode);
+    of.alone = Stamp{};
+  }
+  return had_alone;
+}
+
 NodeTable::Invalidation NodeTable::call_back(const CallbackRequest& request) {
   MutexLock lock(mutex_);
   Invalidation out;
   for (const auto& item : request.items) {
     Inode& of = inode(item.inode);
     of.called_back = std::max(of.called_back, request.stamp);
+    if (of.unsent_names.empty()) of.changed_here = Timestamp{};
     if (item.attributes) {
       of.leased = false;
       of.xattrs.reset();

@@ -7,15 +7,22 @@
 // dropped it (docs/PROTOCOL.md; Gray and Cheriton, "Leases", SOSP 1989). An answer that is older
 // than the inode's last callback may be shown once, but is not kept.
 //
+// A directory that the cluster has granted to this mount alone (docs/adr/0010-exclusive-
+// directories.md) may hold files that the cluster does not know yet: *unsent* ones, made here and
+// real here. They are never forgotten for want of room, and nothing that the cluster says of their
+// names counts, until they are sent, removed or lost.
+//
 // Memory is bounded: inodes without kernel references leave in LRU order.
 //
 // Thread-safety: any thread; one mutex, held for table look-ups only.
 #pragma once
 
+#include <atomic>
 #include <list>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -40,6 +47,14 @@ struct Listing {
   };
   std::vector<Item> items;
   Stamp stamp;  ///< the oldest of its pages
+};
+
+/// A file that was made here and that the cluster does not know.
+struct Unsent {
+  CreateOp op;  ///< that makes it
+  Credentials who;
+  SessionId session;  ///< whose reserve its id is of
+  TimePoint since;    ///< when it was made, or sending it last failed
 };
 
 class NodeTable {
@@ -122,14 +137,50 @@ class NodeTable {
   /// A new directory of this client: empty, and all of it is known.
   void set_empty_directory(InodeId inode, Stamp stamp, bool leased);
 
+  // --- directories that this mount has alone -----------------------------------------------------
+  /// Granted with an answer.
+  void hold_alone(InodeId directory, Stamp stamp);
+  bool has_alone(InodeId directory);
+  /// Makes an unsent file, with one kernel lookup of it. Decides its owner, mode and time as the
+  /// cluster will. None: not here (it has to be asked), or the name may be taken.
+  std::optional<View> make_unsent(Unsent what, Timestamp now);
+  std::optional<Unsent> unsent(InodeId inode);
+  std::vector<InodeId> unsent_in(InodeId directory);
+  std::vector<InodeId> all_unsent();
+  /// Sending it has failed, for now.
+  void put_off(InodeId inode, TimePoint now);
+  /// The cluster has it: what it answered counts from here on.
+  void sent(InodeId inode, const MutationReply& reply);
+  /// Its name is gone at `now`, and the file is no longer unsent: kLost, or kRemoved with a last
+  /// chance to make it without a name, for whoever still has it open. False: it was not unsent.
+  enum class Drop { kRemoved, kLost };
+  bool drop_unsent(InodeId inode, Timestamp now, Drop how);
+  /// A removed one.
+  std::optional<Unsent> nameless(InodeId inode);
+  /// The cluster has it, without a name.
+  void sent_nameless(InodeId inode, const MutationReply& reply);
+  /// With nothing in it unsent: the directory's last change if the cluster was never told (a file
+  /// made and removed).
+  std::optional<Timestamp> untold_change(InodeId directory);
+  /// What was shown of such a change is shown no more.
+  void settle_times(InodeId directory);
+  /// Gone for good, or never there.
+  bool is_gone(InodeId inode);
+
   // --- listings ----------------------------------------------------------------------------------
   struct ListingToken {
+    std::uint64_t serial = 0;
     std::uint64_t changes = 0;
+    std::uint64_t losses = 0;
     Stamp called_back;
   };
   ListingToken begin_listing(InodeId directory);
   /// Keeps a listing that was read wholly under the lease, unless something came in between.
   void keep_listing(InodeId directory, ListingToken token, std::shared_ptr<const Listing> listing);
+  /// All names of the directory have been entered since, from answers no older than `stamp`. Own
+  /// changes in between are known beside them.
+  void know_all_names(InodeId directory, ListingToken token, Stamp stamp);
+  bool knows_all_names(InodeId directory);
   /// The valid complete listing, or null.
   std::shared_ptr<const Listing> listing(InodeId directory);
 
@@ -191,6 +242,8 @@ class NodeTable {
     bool all_entries = false;  ///< expire every dentry of the mount
     std::vector<InodeId> open;
   };
+  /// First: no file is made unsent in these directories from here on. Those that were had alone.
+  std::vector<InodeId> begin_call_back(const CallbackRequest& request);
   Invalidation call_back(const CallbackRequest& request);
   /// What the kernel must drop when all leases are void.
   Invalidation everything();
@@ -227,6 +280,12 @@ class NodeTable {
     bool complete = false;  // a name that is not in `entries` is absent
     Stamp complete_stamp;
     std::uint64_t changes = 0;
+    std::uint64_t losses = 0;  // names that were known and are not
+    const std::uint64_t serial = next_serial();
+    static std::uint64_t next_serial() {
+      static std::atomic<std::uint64_t> last{0};
+      return ++last;
+    }
     std::shared_ptr<const Listing> listing;
   };
   struct Inode {
@@ -250,6 +309,12 @@ class NodeTable {
     Stamp xattrs_stamp;
     std::optional<Timestamp> noted_read;
     std::optional<Timestamp> told_read;  // the last one that the cluster was told
+    std::unique_ptr<Unsent> unsent;
+    std::unique_ptr<Unsent> nameless;  // was unsent when it was removed
+    // Directories:
+    Stamp alone;                     // granted to this mount alone; 0: not
+    std::set<InodeId> unsent_names;  // files in it
+    Timestamp changed_here;          // the last change that the cluster may not know
     std::list<InodeId>::iterator place;
   };
 
@@ -269,6 +334,12 @@ class NodeTable {
   /// In use, met by a newer version, and it is not known yet whether it holds local work.
   static bool unsettled(const Node& node, const Inode& of);
   Node* settled_node(Inode& of) FM_REQUIRES(mutex_);
+  bool enter(Inode& dir, std::string_view name, InodeId child, Stamp stamp, bool leased)
+      FM_REQUIRES(mutex_);
+  bool alone(const Inode& dir) const {
+    return dir.alone != Stamp{} && session_.lease_holds(dir.alone);
+  }
+  bool is_unsent(InodeId id) FM_REQUIRES(mutex_);
   void erase_entry(Directory& from, std::string_view name) FM_REQUIRES(mutex_);
   void note_name(Inode& of, InodeId parent, std::string_view name) FM_REQUIRES(mutex_);
   static void note_seen(Inode& of, InodeId parent, std::string_view name);
@@ -284,6 +355,7 @@ class NodeTable {
   std::unordered_map<std::uint64_t, Node> nodes_ FM_GUARDED_BY(mutex_);
   std::uint64_t next_node_ FM_GUARDED_BY(mutex_) = 2;
   std::size_t entry_count_ FM_GUARDED_BY(mutex_) = 0;
+  std::set<InodeId> unsent_ FM_GUARDED_BY(mutex_);
 };
 
 }  // namespace fermata::mountd

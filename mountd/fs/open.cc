@@ -510,6 +510,7 @@ void FileSystem::create(Ctx ctx, NodeHandle parent, std::string_view name,
   OpenWish wish = wish_of(request.flags, false);  // a new file keeps the bits it is made with
   wish.create = true;
   wish.exclusive = (request.flags & O_EXCL) != 0;
+  wish.squashed = options_.identity.squashes(ctx.uid);
   auto task = do_create_open(at(reply), cred(ctx), parent, std::move(op), wish);
   run_request(ctx, std::move(reply), std::move(task), [](CreateReply& to, const Created& created) {
     to.created(created.entry, created.result);
@@ -521,6 +522,13 @@ Task<FileSystem::Created> FileSystem::do_create_open(LoopContext& at, Credential
                                                      OpenWish wish) {
   const auto directory = table_.inode_of(parent);
   const std::string name = op.name;
+  // Who only reads commits nothing, and a squashed caller's rights are the cluster's to say.
+  if (directory && wish.writable && !wish.squashed) {
+    if (const auto made = make_here(at, who, parent, op)) {
+      const View view = *made;
+      co_return co_await open_made_here(at, who, *directory, view, wish);
+    }
+  }
   auto created = co_await do_create(at, who, parent, std::move(op));
   if (!created && created.error() == std::errc::file_exists && !wish.exclusive) {
     // Somebody else made it since the kernel looked. The kernel looks again (open(2) does so after
@@ -730,7 +738,7 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
       co_return;
     }
     if (!probe) co_return;
-    if (!probe->modified) {
+    if (!probe->modified && !file->unsent.load()) {
       const bool lost = locks_.lost_exclusive(file->inode, session_.id());
       MutexLock lock(file->mutex);
       if (users || file->writers.load() != 0) co_return;

@@ -46,6 +46,8 @@ std::string apply_one(MountdOptions& to, const std::string& name, const std::str
       {"nopassthrough", [](MountdOptions& o) { o.passthrough = false; }},
       {"lockdelegation", [](MountdOptions& o) { o.lock_delegation = true; }},
       {"nolockdelegation", [](MountdOptions& o) { o.lock_delegation = false; }},
+      {"exclusive", [](MountdOptions& o) { o.exclusive = true; }},
+      {"noexclusive", [](MountdOptions& o) { o.exclusive = false; }},
       {"hard", [](MountdOptions& o) { o.soft = false; }},
       {"soft", [](MountdOptions& o) { o.soft = true; }},
       {"no_root_squash", [](MountdOptions& o) { o.identity.squash = Squash::kNone; }},

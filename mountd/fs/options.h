@@ -33,6 +33,7 @@ struct MountdOptions {
   bool exec = true;
   bool passthrough = true;
   bool lock_delegation = true;
+  bool exclusive = true;
   IoUring io_uring = IoUring::kAuto;
   bool soft = false;
   std::chrono::seconds soft_timeout{30};

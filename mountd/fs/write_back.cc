@@ -220,6 +220,8 @@ Task<Attempt> send(Env& env, ClusterClient& client, const CommitInput& input, Ch
     const auto job = [copy, shared_scan] { return read_inline(*copy, *shared_scan); };
     FM_CO_TRY(payload, co_await blocking<Buffer>(env, job));
     scan = std::move(*shared_scan);
+  } else if (input.make) {
+    co_return Errc::kTooLarge;
   } else {
     op.kind = CommitOp::Kind::kChunks;
     FM_CO_CHECK(co_await check_room(input, plan, scan));
@@ -231,6 +233,12 @@ Task<Attempt> send(Env& env, ClusterClient& client, const CommitInput& input, Ch
     payload = Buffer::copy_of(as_bytes(records));
   }
   op.size_bytes = scan.size_bytes;
+  if (input.make) {
+    Mutation both = MakeFileOp{*input.make, op};
+    FM_CO_TRY(out.reply,
+              co_await client.mutate(input.cred, std::move(both), std::move(payload), input.under));
+    co_return out;
+  }
   FM_CO_TRY(out.reply,
             co_await client.mutate(input.cred, std::move(op), std::move(payload), input.under));
   co_return out;
@@ -277,7 +285,8 @@ Task<CommitOutcome> commit_copy(Env& env, ClusterClient& client, CommitInput inp
   const CachePin copy = input.copy;
   CommitOutcome out;
   bool replace = false;
-  auto patched = co_await commit_patches(client, input);
+  Result<std::optional<MutationReply>> patched = std::optional<MutationReply>();
+  if (!input.make) patched = co_await commit_patches(client, input);
   if (patched && *patched) {
     out.changed = true;
     out.reply = std::move(**patched);

@@ -45,6 +45,9 @@ struct CommitInput {
   Timestamp mtime;
   std::optional<Timestamp> atime;
   bool clear_suid_sgid = false;
+  /// The cluster does not know the file: it is made with its content, which is small (else
+  /// kTooLarge).
+  std::optional<CreateOp> make;
   bool may_replace = true;  ///< false: a stale base is final (fenced)
   SessionId under;          ///< that it may be committed in; none: any
   CachedCopy::After after = CachedCopy::After::kStillWritable;

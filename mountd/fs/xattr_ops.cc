@@ -134,6 +134,7 @@ Task<void> FileSystem::do_setxattr(LoopContext& at, Credentials who, NodeHandle 
                                    SetXattrOp op) {
   const auto inode = table_.inode_of(node);
   if (!inode) co_return from_errno(ESTALE);
+  FM_CO_CHECK(co_await send_below(at, *inode));
   op.inode = *inode;
   const std::string name = op.name;
   std::string value = op.value;
@@ -162,6 +163,7 @@ Task<void> FileSystem::do_removexattr(LoopContext& at, Credentials who, NodeHand
                                       std::string name) {
   const auto inode = table_.inode_of(node);
   if (!inode) co_return from_errno(ESTALE);
+  FM_CO_CHECK(co_await send_below(at, *inode));
   Mutation op = RemoveXattrOp{*inode, name};
   const auto answer = co_await at.client->mutate(who, std::move(op));
   if (!answer) co_return stale_if_gone(*inode, answer.error());

@@ -16,6 +16,11 @@ auto find_holder(Holders& holders, SessionId session) {
 
 constexpr Stamp kEver{~0ULL};
 
+/// Nobody else holds it for itself alone.
+bool free_for(const auto& state, SessionId session) {
+  return !state.exclusive || state.exclusive == session;
+}
+
 /// Answering an item ends the lease, unless it is a directory's of which the rest stays cached.
 bool ends_lease(const CallbackRequest::Item& item) {
   return item.asks_open || (item.attributes && item.all_entries);
@@ -25,7 +30,7 @@ bool ends_lease(const CallbackRequest::Item& item) {
 
 bool LeaseTable::Inode::unused() const {
   return holders.empty() && openers.empty() && pending_attributes == 0 && pending_entries == 0 &&
-         pending_last_link == 0 && pending_names.empty();
+         pending_last_link == 0 && pending_names.empty() && pending_by.empty() && !exclusive;
 }
 
 LeaseTable::LeaseTable() : LeaseTable(Options{}) {}
@@ -33,7 +38,8 @@ LeaseTable::LeaseTable(Options options) : options_(options) {}
 
 // ---------------------------------------------------------------- sessions
 
-void LeaseTable::start_term(Term term, const std::vector<SessionId>& live) {
+void LeaseTable::start_term(Term term, const std::vector<SessionId>& live,
+                            const std::vector<SessionId>& makers) {
   term_ = term;
   stamp_count_ = 0;
   lease_count_ = 0;
@@ -44,12 +50,25 @@ void LeaseTable::start_term(Term term, const std::vector<SessionId>& live) {
     session.wildcard = true;
     session.untracked = true;
   }
+  for (const SessionId id : makers) sessions_[id].maker = true;
+  makers_ = makers.size();
 }
 
 void LeaseTable::add_session(SessionId session) { sessions_.try_emplace(session); }
 
 void LeaseTable::given_up(SessionId session) {
-  if (const auto it = sessions_.find(session); it != sessions_.end()) it->second.wildcard = false;
+  const auto it = sessions_.find(session);
+  if (it == sessions_.end()) return;
+  makers_ -= it->second.maker ? 1 : 0;
+  it->second.wildcard = it->second.maker = false;
+  it->second.cleared.clear();
+}
+
+void LeaseTable::note_maker(SessionId session) {
+  const auto it = sessions_.find(session);
+  if (it == sessions_.end() || !it->second.wildcard || it->second.maker) return;
+  it->second.maker = true;
+  ++makers_;
 }
 
 void LeaseTable::remove_session(SessionId id) {
@@ -59,10 +78,12 @@ void LeaseTable::remove_session(SessionId id) {
     Inode* state = find(inode);
     if (state == nullptr) continue;
     lease_count_ -= std::erase_if(state->holders, [&](const Holder& h) { return h.session == id; });
+    if (state->exclusive == id) state->exclusive = SessionId();
     drop_if_unused(inode);
   }
   // Openers are in nobody's order: they are few.
   const bool opens = it->second.opens != 0;
+  makers_ -= it->second.maker ? 1 : 0;
   sessions_.erase(it);
   for (auto each = inodes_.begin(); opens && each != inodes_.end();) {
     std::erase_if(each->second.openers, [&](const Holder& h) { return h.session == id; });
@@ -120,10 +141,17 @@ bool LeaseTable::hold(SessionId id, InodeId inode, Inode& state) {
   return true;
 }
 
+// Nobody else's change is on its way to what it holds alone; its own come to it by their answers,
+// in the order of the stamps.
+bool LeaseTable::own_only(const Inode& state, SessionId session) {
+  return state.exclusive == session && !others_pend(state, session);
+}
+
 bool LeaseTable::grant(SessionId session, InodeId inode) {
   if (!sessions_.contains(session)) return false;
   Inode& state = inodes_[inode];
-  const bool granted = state.pending_attributes == 0 && hold(session, inode, state);
+  const bool pending = state.pending_attributes != 0 && !own_only(state, session);
+  const bool granted = free_for(state, session) && !pending && hold(session, inode, state);
   if (!granted) drop_if_unused(inode);
   return granted;
 }
@@ -131,8 +159,9 @@ bool LeaseTable::grant(SessionId session, InodeId inode) {
 bool LeaseTable::grant_entry(SessionId session, InodeId parent, std::string_view name) {
   if (!sessions_.contains(session)) return false;
   Inode& state = inodes_[parent];
-  const bool granted = state.pending_entries == 0 && !state.pending_names.contains(name) &&
-                       hold(session, parent, state);
+  const bool pending = (state.pending_entries != 0 || state.pending_names.contains(name)) &&
+                       !own_only(state, session);
+  const bool granted = free_for(state, session) && !pending && hold(session, parent, state);
   if (!granted) drop_if_unused(parent);
   return granted;
 }
@@ -140,8 +169,9 @@ bool LeaseTable::grant_entry(SessionId session, InodeId parent, std::string_view
 bool LeaseTable::grant_entries(SessionId session, InodeId directory) {
   if (!sessions_.contains(session)) return false;
   Inode& state = inodes_[directory];
-  const bool granted =
-      state.pending_entries == 0 && state.pending_names.empty() && hold(session, directory, state);
+  const bool pending =
+      (state.pending_entries != 0 || !state.pending_names.empty()) && !own_only(state, session);
+  const bool granted = free_for(state, session) && !pending && hold(session, directory, state);
   if (!granted) drop_if_unused(directory);
   return granted;
 }
@@ -196,11 +226,107 @@ void LeaseTable::compact(SessionId id, Session& session) {
   });
 }
 
+// ---------------------------------------------------------------- exclusive leases
+
+bool LeaseTable::others_pend(const Inode& state, SessionId but) {
+  return std::any_of(state.pending_by.begin(), state.pending_by.end(),
+                     [but](const auto& pending) { return pending.first != but; });
+}
+
+bool LeaseTable::grant_exclusive(SessionId id, InodeId directory, TimePoint now) {
+  // Whoever holds everything holds this, too; as a wildcard one has yet to give up older grants.
+  for (const auto& [other, session] : sessions_)
+    if (session.wildcard) return false;
+  if (!sessions_.contains(id)) return false;
+  Inode& state = inodes_[directory];
+  const bool alone = std::all_of(state.holders.begin(), state.holders.end(),
+                                 [id](const Holder& holder) { return holder.session == id; });
+  const bool asked = state.asked != TimePoint{} && now - state.asked < options_.exclusive_after;
+  const bool granted = free_for(state, id) && alone && !asked && !others_pend(state, id) &&
+                       hold(id, directory, state);
+  if (granted) {
+    state.exclusive = id;
+    state.exclusive_since = make_stamp(term_, stamp_count_);
+  }
+  drop_if_unused(directory);
+  return granted;
+}
+
+bool LeaseTable::wants_alone(SessionId id, InodeId directory, TimePoint now) {
+  Inode* state = find(directory);
+  if (state == nullptr || state->holders.empty()) return false;
+  if (state->creator != id) {
+    state->creator = id;
+    state->creates = 0;
+  }
+  const bool asked = state->asked != TimePoint{} && now - state->asked < options_.exclusive_after;
+  if (asked) {
+    state->creates = 0;
+    return false;
+  }
+  if (++state->creates < options_.exclusive_creates) return false;
+  return std::any_of(state->holders.begin(), state->holders.end(),
+                     [id](const Holder& holder) { return holder.session != id; });
+}
+
+bool LeaseTable::held_elsewhere(InodeId directory, SessionId caller) const {
+  const Inode* state = find(directory);
+  if (state != nullptr && state->exclusive && state->exclusive != caller) return true;
+  return makers_ != 0 && std::any_of(sessions_.begin(), sessions_.end(), [&](const auto& each) {
+           return each.second.maker && each.first != caller &&
+                  !each.second.cleared.contains(directory);
+         });
+}
+
+std::map<SessionId, CallbackRequest> LeaseTable::recall(const std::vector<InodeId>& directories,
+                                                        SessionId caller, TimePoint now) {
+  std::map<SessionId, CallbackRequest> requests;
+  const Stamp stamp = next_stamp();
+  const auto ask = [&](SessionId session, InodeId directory) {
+    auto& request = requests[session];
+    request.stamp = stamp;
+    if (request.items.empty() || request.items.back().inode != directory)
+      request.items.push_back({directory, false, false, {}, false});
+  };
+  for (const InodeId directory : directories) {
+    note_asked(directory, caller, now);
+    for (const auto& [id, session] : sessions_)
+      if (session.maker && id != caller && !session.cleared.contains(directory)) ask(id, directory);
+    const Inode* state = find(directory);
+    if (state != nullptr && state->exclusive && state->exclusive != caller)
+      ask(state->exclusive, directory);
+  }
+  return requests;
+}
+
+void LeaseTable::note_asked(InodeId directory, SessionId caller, TimePoint now) {
+  Inode* state = find(directory);
+  if (state == nullptr || (!state->exclusive && !state->creator)) return;
+  if (caller == state->creator || caller == state->exclusive) return;
+  state->asked = now;
+}
+
+void LeaseTable::give_up_exclusive(SessionId session, InodeId inode, Stamp before) {
+  const auto it = sessions_.find(session);
+  if (it != sessions_.end() && it->second.maker) it->second.cleared.insert(inode);
+  Inode* state = find(inode);
+  // One granted after the callback was issued stays.
+  if (state == nullptr || state->exclusive != session || state->exclusive_since >= before) return;
+  state->exclusive = SessionId();
+}
+
 // ---------------------------------------------------------------- mutations
 
-void LeaseTable::mark(const TouchSet& touched) {
+void LeaseTable::mark(const TouchSet& touched, SessionId by) {
   for (const Touch& touch : touched) {
     Inode& state = inodes_[touch.inode];
+    const auto same = [by](const auto& pending) { return pending.first == by; };
+    const auto mine = std::find_if(state.pending_by.begin(), state.pending_by.end(), same);
+    if (mine != state.pending_by.end()) {
+      ++mine->second;
+    } else {
+      state.pending_by.emplace_back(by, 1);
+    }
     if (touch.attributes) ++state.pending_attributes;
     if (touch.all_entries) ++state.pending_entries;
     if (touch.last_link) ++state.pending_last_link;
@@ -208,11 +334,14 @@ void LeaseTable::mark(const TouchSet& touched) {
   }
 }
 
-void LeaseTable::unmark(const TouchSet& touched) {
+void LeaseTable::unmark(const TouchSet& touched, SessionId by) {
   for (const Touch& touch : touched) {
     Inode* state = find(touch.inode);
     if (state == nullptr) continue;  // a term began meanwhile: nothing of the older one is left
     const auto lower = [](std::uint32_t& count) { count -= count == 0 ? 0 : 1; };
+    const auto same = [by](const auto& pending) { return pending.first == by; };
+    const auto mine = std::find_if(state->pending_by.begin(), state->pending_by.end(), same);
+    if (mine != state->pending_by.end() && --mine->second == 0) state->pending_by.erase(mine);
     if (touch.attributes) lower(state->pending_attributes);
     if (touch.all_entries) lower(state->pending_entries);
     if (touch.last_link) lower(state->pending_last_link);
@@ -257,6 +386,7 @@ void LeaseTable::answered(SessionId session, const CallbackRequest& request,
                           const CallbackReply& reply) {
   if (!sessions_.contains(session)) return;
   for (const auto& item : request.items) {
+    give_up_exclusive(session, item.inode, request.stamp);
     if (ends_lease(item)) release(session, item.inode, request.stamp);
     if (item.asks_open) {
       const bool open =
@@ -297,6 +427,7 @@ void LeaseTable::forget_inode(InodeId inode) {
   }
   state->holders.clear();
   state->openers.clear();
+  state->exclusive = SessionId();
   drop_if_unused(inode);
 }
 

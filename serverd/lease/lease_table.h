@@ -22,8 +22,17 @@
 // lease, or said in a callback's answer that it is open), and untracked sessions: those that are
 // older than this primary and of whose opens it knows nothing.
 //
+// Exclusive leases. A session that has made something in a directory may be granted it for itself
+// (docs/adr/0010-exclusive-directories.md): it then makes files there without asking, and tells
+// later. So nobody else's question about the directory's names or attributes is answered, and
+// nobody else's change of it planned, before the holder has given it up: it tells what it made
+// before it answers the callback. Any callback that names the directory takes it back; one that
+// asks for nothing else (an item without anything set) leaves the holder what it has cached.
+//
 // A new primary knows no leases: every live session is a *wildcard* holder, of everything, until it
-// has given up the older terms' leases. In memory only; sans I/O.
+// has given up the older terms' leases. One that has ids of inodes in reserve may have made files
+// in any directory, so until then others' reads of a directory ask it first, too. In memory only;
+// sans I/O.
 //
 // Thread-safety: none; the node's executor.
 #pragma once
@@ -34,9 +43,12 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "common/base/ids.h"
+#include "common/env/clock.h"
 #include "common/wire/messages.h"
 
 namespace fermata::serverd {
@@ -58,6 +70,11 @@ class LeaseTable {
     std::size_t leases_per_session = 200'000;  ///< above it the oldest should be called back;
                                                ///< grants end at a quarter more
     std::size_t items_per_callback = 4096;     ///< of evict()
+    /// A directory that somebody else has asked about so lately is not granted to one alone.
+    Duration exclusive_after = std::chrono::seconds(1);
+    /// So many creations of one session, with nobody else's question in between, take others'
+    /// leases of the directory away.
+    std::uint32_t exclusive_creates = 4;
   };
   LeaseTable();
   explicit LeaseTable(Options options);
@@ -65,7 +82,9 @@ class LeaseTable {
   // ---- sessions
 
   /// This node became primary of `term`: forgets everything; `live` are wildcards and untracked.
-  void start_term(Term term, const std::vector<SessionId>& live);
+  /// Of them `makers` have ids in reserve.
+  void start_term(Term term, const std::vector<SessionId>& live,
+                  const std::vector<SessionId>& makers = {});
   /// A session that this primary registered. Known already: nothing.
   void add_session(SessionId session);
   /// The session has given up what older terms granted: no wildcard any more.
@@ -91,12 +110,30 @@ class LeaseTable {
   /// A mutation that takes the last link of `inode` is on its way: an open must wait for its end.
   bool losing_last_link(InodeId inode) const;
 
+  // ---- exclusive leases of directories
+
+  /// After a creation of `session` in `directory` (or of it) was applied. True: it is the only one
+  /// that may know anything of it, from a stamp taken now.
+  bool grant_exclusive(SessionId session, InodeId directory, TimePoint now);
+  /// Before a creation of `session`: others' leases of the directory are to be broken whole, so
+  /// that it can be granted.
+  bool wants_alone(SessionId session, InodeId directory, TimePoint now);
+  /// Somebody else than `caller` may have made files there that the state does not know.
+  bool held_elsewhere(InodeId directory, SessionId caller) const;
+  /// Those, each with what to ask it; `caller` has asked about the directories at `now`.
+  std::map<SessionId, CallbackRequest> recall(const std::vector<InodeId>& directories,
+                                              SessionId caller, TimePoint now);
+  /// `caller` has asked about names or attributes of the directory.
+  void note_asked(InodeId directory, SessionId caller, TimePoint now);
+
   // ---- mutations
 
-  void mark(const TouchSet& touched);
-  void unmark(const TouchSet& touched);
+  void mark(const TouchSet& touched, SessionId by = {});
+  void unmark(const TouchSet& touched, SessionId by = {});
   /// The requests to send, by session, all with one fresh stamp.
   std::map<SessionId, CallbackRequest> break_leases(const TouchSet& touched, SessionId caller);
+  /// Ids were reserved for it. One that still trusts older terms' grants may use them under these.
+  void note_maker(SessionId session);
   /// `session` answered `request` (of break_leases or evict).
   void answered(SessionId session, const CallbackRequest& request, const CallbackReply& reply);
   /// Sessions known to have `inode` open without a lease, but for `caller`.
@@ -122,10 +159,18 @@ class LeaseTable {
     std::uint32_t pending_entries = 0;  ///< mutations that touch all of them
     std::uint32_t pending_last_link = 0;
     std::map<std::string, std::uint32_t, std::less<>> pending_names;
+    std::vector<std::pair<SessionId, std::uint32_t>> pending_by;  ///< whose those are
+    SessionId exclusive;                                          ///< held by it alone
+    Stamp exclusive_since;
+    SessionId creator;  ///< whose the last creations are, and how many with none else in between
+    std::uint32_t creates = 0;
+    TimePoint asked{};  ///< when somebody else than the creator last asked
     bool unused() const;
   };
   struct Session {
     bool wildcard = false;
+    bool maker = false;                   ///< as a wildcard: of exclusive leases, too
+    std::unordered_set<InodeId> cleared;  ///< as a maker: it has given these up
     bool untracked = false;  ///< of its opens too little is known: it is asked at every last link
     std::size_t leases = 0;
     std::size_t opens = 0;      ///< inodes of which it is an opener
@@ -136,6 +181,9 @@ class LeaseTable {
   const Inode* find(InodeId inode) const;
   void drop_if_unused(InodeId inode);
   bool hold(SessionId session, InodeId inode, Inode& state);
+  static bool others_pend(const Inode& state, SessionId but);
+  static bool own_only(const Inode& state, SessionId session);
+  void give_up_exclusive(SessionId session, InodeId inode, Stamp before);
   void release(SessionId session, InodeId inode, Stamp before);
   void forget_open(SessionId session, Inode& state, Stamp before);
   void compact(SessionId id, Session& session);
@@ -146,6 +194,7 @@ class LeaseTable {
   std::map<SessionId, Session> sessions_;  // ordered: callbacks go out in the same order every run
   std::unordered_map<InodeId, Inode> inodes_;
   std::size_t lease_count_ = 0;
+  std::size_t makers_ = 0;  ///< sessions that are
 };
 
 }  // namespace fermata::serverd

@@ -465,7 +465,11 @@ std::string encode_session(const Session& session) {
   append_string(out, session.client_id);
   append_string(out, session.host);
   append_string(out, session.mount_point);
-  if (session.lease_ms != 0) append_le(out, session.lease_ms);
+  if (session.lease_ms != 0 || !session.reserved.empty()) append_le(out, session.lease_ms);
+  for (const Session::Reserve& range : session.reserved) {
+    append_le(out, range.first);
+    append_le(out, range.end);
+  }
   return out;
 }
 Result<Session> decode_session(SessionId id, std::string_view value) {
@@ -479,6 +483,12 @@ Result<Session> decode_session(SessionId id, std::string_view value) {
   session.host = reader.take_string();
   session.mount_point = reader.take_string();
   if (!reader.done()) session.lease_ms = reader.take<std::uint32_t>();
+  while (reader.good() && !reader.done()) {
+    Session::Reserve range;
+    range.first = reader.take<std::uint64_t>();
+    range.end = reader.take<std::uint64_t>();
+    session.reserved.push_back(range);
+  }
   if (!reader.done()) return Errc::kCorruptStore;
   return session;
 }

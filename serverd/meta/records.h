@@ -135,7 +135,15 @@ struct Session {
   std::string client_id, host, mount_point;
   Timestamp opened;
   std::uint32_t lease_ms = 0;  ///< for all of its life, whoever is primary; 0: not said
+  /// Ids of files that it may make and has not made: ascending, apart.
+  struct Reserve {
+    std::uint64_t first = 0, end = 0;
+    bool operator==(const Reserve&) const = default;
+  };
+  std::vector<Reserve> reserved;
 };
+/// Of one session.
+inline constexpr std::uint64_t kReservedInodesMax = 16'384;
 
 /// A version that was put over one that its writer had not seen. Both are in history.
 struct Conflict {

@@ -46,6 +46,21 @@ Task<std::set<SessionId>> Callbacks::break_leases(std::map<SessionId, CallbackRe
   co_return result;
 }
 
+bool Callbacks::held_elsewhere(const std::vector<InodeId>& directories, SessionId caller) const {
+  if (node_.config.testing.skip_recalls) return false;
+  return std::any_of(directories.begin(), directories.end(), [&](InodeId directory) {
+    return node_.leases.held_elsewhere(directory, caller);
+  });
+}
+
+Task<void> Callbacks::recall(std::vector<InodeId> directories, SessionId caller) {
+  auto requests = node_.leases.recall(directories, caller, node_.env.now());
+  node_.count("recalls");
+  FM_CO_TRY(const auto open, co_await break_leases(std::move(requests), InodeId()));
+  static_cast<void>(open);
+  co_return Status();
+}
+
 asio::awaitable<void> Callbacks::deliver(SessionId session, CallbackRequest request,
                                          std::shared_ptr<Breaking> breaking, Term term) {
   const Duration patience = node_.sessions.lease(session) * 3 / 2;

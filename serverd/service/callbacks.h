@@ -27,6 +27,11 @@ class Callbacks {
   /// to be the primary; operation_canceled.
   Task<std::set<SessionId>> break_leases(std::map<SessionId, CallbackRequest> requests,
                                          InodeId asked);
+  /// Whether recall() has anybody to ask.
+  bool held_elsewhere(const std::vector<InodeId>& directories, SessionId caller) const;
+  /// Asks whoever may have made files in the directories by itself, `caller` excepted, and resumes
+  /// when what each made is in the state, or its session is over. Errors: as above.
+  Task<void> recall(std::vector<InodeId> directories, SessionId caller);
   /// Asks for the oldest leases of a session that has too many, in the background.
   void evict(SessionId session);
 

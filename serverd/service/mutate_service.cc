@@ -29,10 +29,14 @@ CommandResult refused(std::error_code error) {
 /// What a mutation keeps marked while it is on its way.
 class MutateService::Marks {
  public:
-  Marks(MutateService& service, const MutationPlan& plan)
-      : service_(service), touched_(plan.touched), links_(plan.links), term_(service.node_.term) {
+  Marks(MutateService& service, const MutationPlan& plan, SessionId by)
+      : service_(service),
+        touched_(plan.touched),
+        by_(by),
+        links_(plan.links),
+        term_(service.node_.term) {
     if (links_) service_.links_locked_.insert(links_);
-    service_.node_.leases.mark(touched_);
+    service_.node_.leases.mark(touched_, by_);
   }
   Marks(const Marks&) = delete;
   Marks& operator=(const Marks&) = delete;
@@ -41,7 +45,7 @@ class MutateService::Marks {
     if (released_) return;
     released_ = true;
     // A new term's table knows nothing of the marks of an older one.
-    if (service_.node_.term == term_) service_.node_.leases.unmark(touched_);
+    if (service_.node_.term == term_) service_.node_.leases.unmark(touched_, by_);
     if (links_) {
       service_.links_locked_.erase(links_);
       service_.links_freed_.notify_all();
@@ -51,6 +55,7 @@ class MutateService::Marks {
  private:
   MutateService& service_;
   const TouchSet touched_;
+  const SessionId by_;
   const InodeId links_;
   const Term term_;
   bool released_ = false;
@@ -58,7 +63,7 @@ class MutateService::Marks {
 
 Response MutateService::reply(const MutationRequest& request, const CommandResult& result) {
   if (result.error != 0) return failed(from_wire(result.error));
-  auto message = mutation_reply(*node_.ns, node_.leases, request.session, request.op, result);
+  auto message = mutation_reply(*node_.ns, node_.leases, request, result, node_.env.now());
   if (!message) return failed(message.error());
   Response response;
   response.body = encode(*message);
@@ -77,6 +82,7 @@ asio::awaitable<Response> MutateService::mutate(Request request) {
   if (auto status = check_session(node_, message->session, message->epoch); !status) {
     co_return failed(status.error());
   }
+  if (!node_.all_know(kLevelExclusiveDirectories)) message->asks_exclusive = false;
   const Key key{message->session, message->sequence};
   std::shared_ptr<Flight> flight;
   if (const auto it = flights_.find(key); it != flights_.end()) {
@@ -160,14 +166,28 @@ Task<CommandResult> MutateService::execute(std::shared_ptr<Flight> flight) {
 /// In `term`, in which the chunks are durable.
 Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term term) {
   const MutationRequest& request = flight->request;
-  FM_CO_CHECK(co_await readable(node_));
-  if (!node_.serves(term)) co_return Errc::kRetry;
   const auto* lock = std::get_if<LockOp>(&request.op);
-  if (lock != nullptr && lock->type != LockType::kUnlock) {
-    FM_CO_CHECK(co_await node_.locks->recall(lock->inode, lock->space, request.session));
-    if (!node_.serves(term)) co_return Errc::kRetry;
-    if (!node_.locks->is_turn_of(request.session, *lock))
-      co_return refused(std::make_error_code(std::errc::resource_unavailable_try_again));
+  Result<MutationPlan> plan = Errc::kRetry;
+  for (bool waited = false;; waited = true) {
+    FM_CO_CHECK(co_await readable(node_));
+    // Another primary may have carried it out while this one waited: its client asks again.
+    if (!node_.serves(term)) co_return waited ? Errc::kNotPrimary : Errc::kRetry;
+    if (lock != nullptr && lock->type != LockType::kUnlock) {
+      FM_CO_CHECK(co_await node_.locks->recall(lock->inode, lock->space, request.session));
+      if (!node_.serves(term)) co_return Errc::kNotPrimary;
+      if (!node_.locks->is_turn_of(request.session, *lock))
+        co_return refused(std::make_error_code(std::errc::resource_unavailable_try_again));
+    }
+    // What others made without telling comes first: the plan is made of it.
+    const auto directories = directories_of(*node_.ns, request.op);
+    if (node_.callbacks->held_elsewhere(directories, request.session)) {
+      FM_CO_CHECK(co_await node_.callbacks->recall(directories, request.session));
+      continue;
+    }
+    plan = plan_mutation(*node_.ns, request.session, request.op);
+    if (!plan) co_return refused(plan.error());
+    if (!plan->links || !links_locked_.contains(plan->links)) break;
+    if (const auto error = co_await links_freed_.wait()) co_return error;
   }
   const auto* back = std::get_if<ReturnLocksOp>(&request.op);
   if (back != nullptr && !node_.locks->may_be_delegated(request.session, *back)) {
@@ -175,8 +195,9 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term 
     nothing.inode = back->inode;
     co_return nothing;
   }
-  auto plan = plan_mutation(*node_.ns, request.session, request.op);
-  if (!plan) co_return refused(plan.error());
+  const bool reserves = std::holds_alternative<ReserveInodesOp>(request.op);
+  if (reserves && !node_.all_know(kLevelExclusiveDirectories))
+    co_return refused(std::make_error_code(std::errc::operation_not_supported));
   if (plan->found) {
     // As an open (ReadService::open): who takes the last link has asked already who has it open.
     if (node_.leases.losing_last_link(plan->found)) {
@@ -188,14 +209,12 @@ Task<CommandResult> MutateService::attempt(std::shared_ptr<Flight> flight, Term 
     found.inode = plan->found;
     co_return found;
   }
-  while (plan->links && links_locked_.contains(plan->links)) {
-    if (const auto error = co_await links_freed_.wait()) co_return error;
-    FM_CO_CHECK(co_await readable(node_));
-    if (!node_.serves(term)) co_return Errc::kNotPrimary;
-    plan = plan_mutation(*node_.ns, request.session, request.op);
-    if (!plan) co_return refused(plan.error());
+  const CreateOp* create = request.asks_exclusive ? create_of(request.op) : nullptr;
+  if (create != nullptr &&
+      node_.leases.wants_alone(request.session, create->parent, node_.env.now())) {
+    for (Touch& touch : plan->touched) touch.all_entries |= touch.inode == create->parent;
   }
-  Marks marks(*this, *plan);
+  Marks marks(*this, *plan, request.session);
   auto requests = node_.leases.break_leases(plan->touched, request.session);
   FM_CO_TRY(auto open, co_await node_.callbacks->break_leases(std::move(requests), plan->losing));
   if (!node_.serves(term)) co_return Errc::kNotPrimary;

@@ -124,6 +124,8 @@ struct Planner {
     }
     return change(op.inode);
   }
+  Status operator()(const MakeFileOp& op) { return (*this)(op.create); }
+  Status operator()(const ReserveInodesOp&) { return {}; }
   Status operator()(const ReleaseOrphansOp&) { return {}; }
   Status operator()(const NoteReadsOp&) { return {}; }
   Status operator()(const SetQuotaOp&) { return {}; }
@@ -168,6 +170,15 @@ struct Replier {
     const bool named = entry(op.parent, op.name, result.inode);
     reply.parent_leased = fill(op.parent, reply.parent) && named;
     leases.opened(session, result.inode, reply.leased);  // the create half of an open
+  }
+  void operator()(const MakeFileOp& op) {
+    (*this)(op.create);
+    reply.version = result.version;
+  }
+  void operator()(const ReserveInodesOp&) {
+    leases.note_maker(session);
+    reply.reserved = result.inode;
+    reply.reserved_count = static_cast<std::uint32_t>(result.count);
   }
   void operator()(const CreateUnnamedOp&) {
     reply.leased = fill(result.inode, reply.attr);
@@ -227,14 +238,16 @@ Result<MutationPlan> plan_mutation(const Namespace& state, SessionId session, co
 
 bool takes_room(const Mutation& op) {
   if (const auto* commit = std::get_if<CommitOp>(&op)) return commit->size_bytes != 0;
-  return std::holds_alternative<CreateOp>(op) || std::holds_alternative<CreateUnnamedOp>(op) ||
-         std::holds_alternative<LinkOp>(op) || std::holds_alternative<SetXattrOp>(op);
+  return std::holds_alternative<CreateOp>(op) || std::holds_alternative<MakeFileOp>(op) ||
+         std::holds_alternative<CreateUnnamedOp>(op) || std::holds_alternative<LinkOp>(op) ||
+         std::holds_alternative<SetXattrOp>(op);
 }
 
 Status check_payload(const Mutation& op, ByteView payload) {
   // A command must fit into one message between nodes, or the log would never get past it.
   if (payload.size() > kMutationPayloadMax) return Errc::kTooLarge;
-  const auto* commit = std::get_if<CommitOp>(&op);
+  const auto* make = std::get_if<MakeFileOp>(&op);
+  const auto* commit = make != nullptr ? &make->content : std::get_if<CommitOp>(&op);
   if (commit == nullptr) return payload.empty() ? Status() : Status(Errc::kBadMessage);
   switch (commit->kind) {
     case CommitOp::Kind::kInline:
@@ -264,12 +277,77 @@ Result<std::vector<ChunkId>> chunks_of(const Mutation& op, ByteView payload) {
   return std::vector<ChunkId>(ids.begin(), ids.end());
 }
 
-Result<MutationReply> mutation_reply(const Namespace& state, LeaseTable& leases, SessionId session,
-                                     const Mutation& op, const CommandResult& result) {
-  Replier replier{state, leases, session, result, {}};
-  replier.reply.stamp = leases.next_stamp();
-  std::visit([&](const auto& each) { replier(each); }, op);
-  return std::move(replier.reply);
+Result<MutationReply> mutation_reply(const Namespace& state, LeaseTable& leases,
+                                     const MutationRequest& request, const CommandResult& result,
+                                     TimePoint now) {
+  Replier replier{state, leases, request.session, result, {}};
+  MutationReply& reply = replier.reply;
+  reply.stamp = leases.next_stamp();
+  const CreateOp* create = request.asks_exclusive ? create_of(request.op) : nullptr;
+  // First: whoever has it alone is not held up by other changes of its own.
+  const bool alone =
+      create != nullptr && leases.grant_exclusive(request.session, create->parent, now);
+  std::visit([&](const auto& each) { replier(each); }, request.op);
+  reply.parent_exclusive = alone && reply.parent_leased;
+  const bool directory = create != nullptr && create->type == FileType::kDirectory;
+  reply.exclusive =
+      directory && reply.leased && leases.grant_exclusive(request.session, result.inode, now);
+  return std::move(reply);
+}
+
+const CreateOp* create_of(const Mutation& op) {
+  if (const auto* make = std::get_if<MakeFileOp>(&op)) return &make->create;
+  return std::get_if<CreateOp>(&op);
+}
+
+namespace {
+
+struct DirectoriesOf {
+  const Namespace& state;
+  std::vector<InodeId> found;
+
+  void add(InodeId inode) {
+    if (std::find(found.begin(), found.end(), inode) == found.end()) found.push_back(inode);
+  }
+  void named(InodeId parent, const std::string& name) {
+    add(parent);
+    const auto entry = state.lookup(parent, name);
+    if (entry && *entry && (*entry)->type == FileType::kDirectory) add((*entry)->inode);
+  }
+  void changed(InodeId inode) {
+    const auto attr = state.attr(inode);
+    if (attr && attr->type == FileType::kDirectory) add(inode);
+  }
+  void operator()(const CreateOp& op) { add(op.parent); }
+  void operator()(const MakeFileOp& op) { add(op.create.parent); }
+  void operator()(const CreateUnnamedOp&) {}
+  void operator()(const ReserveInodesOp&) {}
+  void operator()(const LinkOp& op) { add(op.parent); }
+  void operator()(const UnlinkOp& op) { add(op.parent); }
+  void operator()(const RmdirOp& op) { named(op.parent, op.name); }
+  void operator()(const RenameOp& op) {
+    named(op.parent, op.name);
+    named(op.new_parent, op.new_name);
+  }
+  void operator()(const SetAttrOp& op) { changed(op.inode); }
+  void operator()(const SetXattrOp& op) { changed(op.inode); }
+  void operator()(const RemoveXattrOp& op) { changed(op.inode); }
+  void operator()(const CommitOp&) {}
+  void operator()(const ReleaseOrphansOp&) {}
+  void operator()(const NoteReadsOp&) {}
+  void operator()(const LockOp&) {}
+  void operator()(const ReturnLocksOp&) {}
+  void operator()(const SetQuotaOp& op) {
+    if (op.kind == QuotaKind::kTree) add(InodeId(op.id));
+  }
+};
+
+}  // namespace
+
+std::vector<InodeId> directories_of(const Namespace& state, const Mutation& op) {
+  DirectoriesOf visitor{state, {}};
+  std::visit([&](const auto& each) { visitor(each); }, op);
+  return std::move(visitor.found);
 }
 
 }  // namespace fermata::serverd

@@ -26,6 +26,12 @@ struct MutationPlan {
 /// An error is the operation's own, final for the state as it is.
 Result<MutationPlan> plan_mutation(const Namespace& state, SessionId session, const Mutation& op);
 
+/// The directories whose names or attributes the operation is about: whoever may have made files
+/// there by itself is asked before plan_mutation().
+std::vector<InodeId> directories_of(const Namespace& state, const Mutation& op);
+/// The directories that a create would have for its session alone: its parent, or what it makes.
+const CreateOp* create_of(const Mutation& op);
+
 /// It adds to what is stored: refused when the disks are full.
 bool takes_room(const Mutation& op);
 /// The payload is what the operation says. kBadMessage; kTooLarge.
@@ -33,8 +39,10 @@ Status check_payload(const Mutation& op, ByteView payload);
 /// The chunks a commit names, each once.
 Result<std::vector<ChunkId>> chunks_of(const Mutation& op, ByteView payload);
 
-/// The answer as of now: `leases` grants what is not pending.
-Result<MutationReply> mutation_reply(const Namespace& state, LeaseTable& leases, SessionId session,
-                                     const Mutation& op, const CommandResult& result);
+/// The answer as of now: `leases` grants what is not pending, and directories for `session` alone
+/// if it asks for that.
+Result<MutationReply> mutation_reply(const Namespace& state, LeaseTable& leases,
+                                     const MutationRequest& request, const CommandResult& result,
+                                     TimePoint now);
 
 }  // namespace fermata::serverd

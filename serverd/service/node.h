@@ -47,6 +47,8 @@ struct NodeConfig {
   Duration clock_drift_max = std::chrono::milliseconds(40);
   Duration lease = std::chrono::seconds(10);
   std::size_t leases_per_session = 200'000;
+  /// As LeaseTable's: what others have not asked about for so long may be one session's alone.
+  Duration exclusive_after = std::chrono::seconds(1);
   std::size_t sessions_max = 4096;
   std::size_t mutations_max = 4096;  ///< under way at once; more are refused with kRetry
 
@@ -82,6 +84,7 @@ struct NodeConfig {
     RaftMutation raft_mutation = RaftMutation::kNone;
     bool apply_uncommitted = false;
     bool skip_callbacks = false;
+    bool skip_recalls = false;
   } testing;
 };
 

@@ -17,7 +17,10 @@ NodeContext::NodeContext(Env& environment, Network& net, NodeConfig cfg)
       network(net),
       config(std::move(cfg)),
       started(environment.now()),
-      leases({.leases_per_session = config.leases_per_session, .items_per_callback = 2048}),
+      leases({.leases_per_session = config.leases_per_session,
+              .items_per_callback = 2048,
+              .exclusive_after = config.exclusive_after,
+              .exclusive_creates = 4}),
       sessions(
           {.lease = config.lease, .drift_percent = 5, .margin_min = std::chrono::milliseconds(50)}),
       serving_changed(environment.executor()),

@@ -7,6 +7,7 @@
 #include "common/wire/frame.h"
 #include "common/wire/message_codec.h"
 #include "serverd/meta/records.h"
+#include "serverd/service/callbacks.h"
 #include "serverd/service/quota_service.h"
 #include "serverd/service/space_guard.h"
 
@@ -75,6 +76,24 @@ SessionId ReadService::grantee(const ReadHeader& header) const {
   return check_session(node_, header.session, header.epoch) ? header.session : SessionId();
 }
 
+Task<void> ReadService::readable_directory(InodeId directory, SessionId session,
+                                           const std::string* name) {
+  for (;;) {
+    FM_CO_CHECK(co_await readable(node_));
+    std::vector<InodeId> directories;
+    const auto attr = node_.ns->attr(directory);
+    if (attr && attr->type == FileType::kDirectory) directories.push_back(directory);
+    if (name != nullptr) {
+      const auto entry = node_.ns->lookup(directory, *name);
+      const bool inner = entry && *entry && (*entry)->type == FileType::kDirectory;
+      if (inner) directories.push_back((*entry)->inode);
+    }
+    for (const InodeId each : directories) node_.leases.note_asked(each, session, node_.env.now());
+    if (!node_.callbacks->held_elsewhere(directories, session)) co_return Status();
+    FM_CO_CHECK(co_await node_.callbacks->recall(directories, session));
+  }
+}
+
 Response ReadService::refused(std::error_code error) const {
   return error == Errc::kNotPrimary ? not_primary(node_) : failed(error);
 }
@@ -82,14 +101,16 @@ Response ReadService::refused(std::error_code error) const {
 asio::awaitable<Response> ReadService::lookup(Request request) {
   auto message = decode<LookupRequest>(request.body);
   if (!message) co_return failed(message.error());
-  if (auto status = co_await readable(node_); !status) co_return refused(status.error());
+  SessionId session = grantee(message->header);
+  const auto status = co_await readable_directory(message->parent, session, &message->name);
+  if (!status) co_return refused(status.error());
   if (auto allowed = check_search(message->header.cred, message->parent); !allowed)
     co_return failed(allowed.error());
   auto entry = node_.ns->lookup(message->parent, message->name);
   if (!entry) co_return failed(entry.error());
   LookupReply reply;
   reply.stamp = node_.leases.next_stamp();
-  const SessionId session = grantee(message->header);
+  session = grantee(message->header);
   if (*entry) {
     auto attr = node_.ns->attr((*entry)->inode);
     if (!attr) co_return failed(attr.error());
@@ -103,7 +124,9 @@ asio::awaitable<Response> ReadService::lookup(Request request) {
 asio::awaitable<Response> ReadService::getattr(Request request) {
   auto message = decode<GetAttrRequest>(request.body);
   if (!message) co_return failed(message.error());
-  if (auto status = co_await readable(node_); !status) co_return refused(status.error());
+  const SessionId session = grantee(message->header);
+  const auto status = co_await readable_directory(message->inode, session, nullptr);
+  if (!status) co_return refused(status.error());
   auto attr = node_.ns->attr(message->inode);
   if (!attr) co_return failed(attr.error());
   GetAttrReply reply;
@@ -116,7 +139,9 @@ asio::awaitable<Response> ReadService::getattr(Request request) {
 asio::awaitable<Response> ReadService::readdir(Request request) {
   auto message = decode<ReadDirRequest>(request.body);
   if (!message) co_return failed(message.error());
-  if (auto status = co_await readable(node_); !status) co_return refused(status.error());
+  SessionId session = grantee(message->header);
+  const auto status = co_await readable_directory(message->inode, session, nullptr);
+  if (!status) co_return refused(status.error());
   auto directory = node_.ns->attr(message->inode);
   if (!directory) co_return failed(directory.error());
   if (auto allowed = check_list(message->header.cred, *directory); !allowed)
@@ -124,7 +149,7 @@ asio::awaitable<Response> ReadService::readdir(Request request) {
 
   ReadDirReply reply;
   reply.stamp = node_.leases.next_stamp();
-  const SessionId session = grantee(message->header);
+  session = grantee(message->header);
   const std::size_t budget = std::clamp(message->bytes_max, kReadDirBytesMin, kReadDirBytesMax);
   std::size_t used = kAttrBytes;
   Cookie after = message->after;
@@ -138,7 +163,11 @@ asio::awaitable<Response> ReadService::readdir(Request request) {
       after = dirent.cookie;
       ReadDirReply::Entry entry{std::move(dirent.name), dirent.inode, dirent.type,
                                 dirent.cookie,          {},           false};
-      if (message->with_attributes) {
+      // Of a directory that another session may be making files in, its attributes are for a
+      // question of their own.
+      const bool known = dirent.type != FileType::kDirectory ||
+                         !node_.callbacks->held_elsewhere({dirent.inode}, session);
+      if (message->with_attributes && known) {
         auto attr = node_.ns->attr(dirent.inode);
         if (!attr) co_return failed(attr.error());
         used += attr->symlink_target.size();  // may pass the budget by one target, no more

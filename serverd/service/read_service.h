@@ -25,6 +25,9 @@ class ReadService {
   /// Whom to grant leases: none if the header's session is not live.
   SessionId grantee(const ReadHeader& header) const;
   Response refused(std::error_code error) const;
+  /// readable(), and nobody else than `session` may have made files in the directory of which the
+  /// state does not know. Nor (`name`) in the one that it leads to there.
+  Task<void> readable_directory(InodeId directory, SessionId session, const std::string* name);
   Result<Permissions> permissions(const Attr& attr) const;
   /// Of the caller, by the newest state. Errors: EACCES; ENOENT.
   Status check_search(const Credentials& who, InodeId directory) const;

@@ -176,14 +176,16 @@ SessionList SessionService::list() const {
 Status SessionService::start_term(Term term) {
   FM_TRY(const auto live, node_.ns->sessions());
   std::vector<SessionId> ids;
+  std::vector<SessionId> makers;
   std::vector<SessionTable::Live> leases;
   node_.epochs.clear();
   for (const auto& session : live) {
     ids.push_back(session.id);
+    if (!session.reserved.empty()) makers.push_back(session.id);
     leases.push_back({session.id, std::chrono::milliseconds(session.lease_ms)});
     node_.epochs[session.id] = session.epoch;
   }
-  node_.leases.start_term(term, ids);
+  node_.leases.start_term(term, ids, makers);
   node_.sessions.start_term(leases, node_.env.now());
   return {};
 }

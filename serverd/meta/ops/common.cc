@@ -7,7 +7,8 @@
 namespace fermata::serverd {
 namespace {
 constexpr std::uint32_t kSetUid = 04000, kSetGid = 02000, kGroupExecute = 00010;
-}
+constexpr std::int64_t kClockSkewMaxSeconds = 5;
+}  // namespace
 
 Result<DirectoryOrRefusal> live_directory(Txn& txn, InodeId inode) {
   FM_TRY(auto record, txn.inode(inode));
@@ -44,6 +45,31 @@ InodeId next_inode(OpContext& context) {
   return InodeId(state.next_inode++ | std::uint64_t{context.command.volume.value()} << 48);
 }
 
+Result<bool> take_reserved(OpContext& context, InodeId inode) {
+  Txn& txn = context.txn;
+  FM_TRY(auto session, txn.session(context.command.session));
+  if (!session) return false;
+  auto& ranges = session->reserved;
+  const std::uint64_t id = inode.value();
+  const auto in = std::find_if(ranges.begin(), ranges.end(), [id](const Session::Reserve& range) {
+    return range.first <= id && id < range.end;
+  });
+  if (in == ranges.end()) return false;
+  const Session::Reserve behind{id + 1, in->end};
+  in->end = id;
+  const auto next = in->first == in->end ? ranges.erase(in) : std::next(in);
+  if (behind.first != behind.end) ranges.insert(next, behind);
+  txn.put(Family::kSessions, key_of(session->id), encode_session(*session));
+  ++txn.state().inodes;
+  return true;
+}
+
+Timestamp made_at(const Timestamp& made, const Timestamp& now) {
+  Timestamp latest = now;
+  latest.seconds += kClockSkewMaxSeconds;
+  return made > latest ? now : made;
+}
+
 std::uint32_t group_in(const InodeRecord& parent, std::uint32_t gid) {
   return parent.mode & kSetGid ? parent.gid : gid;
 }
@@ -54,7 +80,6 @@ void touch(InodeRecord& directory, Timestamp now) {
 }
 
 Timestamp changed_at(const InodeRecord& record, const Timestamp& mtime, const Timestamp& now) {
-  constexpr std::int64_t kClockSkewMaxSeconds = 5;
   Timestamp latest = now;
   latest.seconds += kClockSkewMaxSeconds;
   if (mtime == record.mtime || mtime > latest) return now;

@@ -1,4 +1,7 @@
-// mknod, mkdir, symlink, the create half of open, and files without a name.
+// mknod, mkdir, symlink, the create half of open, files made with their content, and files without
+// a name.
+#include <algorithm>
+
 #include "common/base/limits.h"
 #include "serverd/meta/codec.h"
 #include "serverd/meta/ops/ops.h"
@@ -31,7 +34,14 @@ bool is_device(FileType type) {
   return type == FileType::kCharDevice || type == FileType::kBlockDevice;
 }
 
-InodeRecord new_inode(const OpContext& context, const CreateOp& op, const InodeRecord& parent) {
+/// `reserved` if it is one; none if it cannot be had.
+Result<InodeId> inode_for(OpContext& context, InodeId reserved) {
+  if (!reserved) return next_inode(context);
+  FM_TRY(const bool taken, take_reserved(context, reserved));
+  return taken ? reserved : InodeId();
+}
+
+InodeRecord new_inode(const CreateOp& op, const InodeRecord& parent, const Timestamp& now) {
   const bool directory = op.type == FileType::kDirectory;
   InodeRecord record;
   record.type = op.type;
@@ -45,7 +55,7 @@ InodeRecord new_inode(const OpContext& context, const CreateOp& op, const InodeR
     record.symlink_target = op.symlink_target;
     record.size_bytes = op.symlink_target.size();
   }
-  record.atime = record.mtime = record.ctime = record.btime = context.now();
+  record.atime = record.mtime = record.ctime = record.btime = now;
   if (directory) record.parent = op.parent;
   return record;
 }
@@ -72,8 +82,10 @@ Outcome apply_op(OpContext& context, const CreateOp& op) {
   const bool is_directory = op.type == FileType::kDirectory;
   if (is_directory && parent.nlink >= kDirectoryLinksMax) return refuse(std::errc::too_many_links);
 
-  const InodeId inode = next_inode(context);
-  InodeRecord record = new_inode(context, op, parent);
+  FM_TRY(const InodeId inode, inode_for(context, op.inode));
+  if (!inode) return refuse(std::errc::invalid_argument);
+  const Timestamp when = op.inode ? made_at(op.made, context.now()) : context.now();
+  InodeRecord record = new_inode(op, parent, when);
   FM_TRY(record.quota, tree_in_force(txn, parent.quota));
   FM_TRY(const bool fits, inherit_acl(txn, op.parent, inode, record, op.umask));
   if (!fits) return refuse(std::errc::no_space_on_device);
@@ -86,10 +98,41 @@ Outcome apply_op(OpContext& context, const CreateOp& op) {
   parent.next_cookie = parent.next_cookie.next();
   ++parent.entries;
   if (is_directory) ++parent.nlink;
-  touch(parent, context.now());
+  touch(parent, op.inode ? std::max(parent.ctime, when) : when);
   FM_CHECK(txn.put_inode(op.parent, std::move(parent)));
   CommandResult result;
   result.inode = inode;
+  return result;
+}
+
+// Both or neither: what refuses the content takes the file back.
+Outcome apply_op(OpContext& context, const MakeFileOp& op) {
+  FM_TRY(const CommandResult made, apply_op(context, op.create));
+  if (made.error != 0) return made;
+  return apply_op(context, op.content);
+}
+
+Outcome apply_op(OpContext& context, const ReserveInodesOp& op) {
+  Txn& txn = context.txn;
+  FM_TRY(auto session, txn.session(context.command.session));
+  if (!session) return refuse(Errc::kSessionExpired);
+  std::uint64_t reserved = op.count;
+  for (const Session::Reserve& range : session->reserved) reserved += range.end - range.first;
+  if (reserved > kReservedInodesMax) return refuse(std::errc::invalid_argument);
+  StateRecord& state = txn.state();
+  const std::uint64_t volume = std::uint64_t{context.command.volume.value()} << 48;
+  CommandResult result;
+  result.inode = InodeId(state.next_inode | volume);
+  result.count = op.count;
+  state.next_inode += op.count;
+  auto& ranges = session->reserved;
+  const std::uint64_t end = state.next_inode | volume;
+  if (!ranges.empty() && ranges.back().end == result.inode.value()) {
+    ranges.back().end = end;
+  } else {
+    ranges.push_back({result.inode.value(), end});
+  }
+  txn.put(Family::kSessions, key_of(session->id), encode_session(*session));
   return result;
 }
 
@@ -110,8 +153,10 @@ Outcome apply_op(OpContext& context, const CreateUnnamedOp& op) {
   like.mode = op.mode;
   like.uid = op.uid;
   like.gid = op.gid;
-  const InodeId inode = next_inode(context);
-  InodeRecord record = new_inode(context, like, directory.record);
+  FM_TRY(const InodeId inode, inode_for(context, op.inode));
+  if (!inode) return refuse(std::errc::invalid_argument);
+  const Timestamp when = op.inode ? made_at(op.made, context.now()) : context.now();
+  InodeRecord record = new_inode(like, directory.record, when);
   FM_TRY(record.quota, tree_in_force(txn, directory.record.quota));
   record.nlink = 0;
   record.linkable = op.linkable;

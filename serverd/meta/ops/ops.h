@@ -39,6 +39,8 @@ Outcome apply_op(OpContext& context, const NoteReadsOp& op);
 Outcome apply_op(OpContext& context, const LockOp& op);
 Outcome apply_op(OpContext& context, const ReturnLocksOp& op);
 Outcome apply_op(OpContext& context, const SetQuotaOp& op);
+Outcome apply_op(OpContext& context, const MakeFileOp& op);
+Outcome apply_op(OpContext& context, const ReserveInodesOp& op);
 
 Outcome apply_bootstrap(Txn& txn, const fermata::Command& command, const BootstrapCommand& body);
 Outcome apply_open_session(Txn& txn, const fermata::Command& command,
@@ -77,6 +79,11 @@ Result<InodeRecord> known_inode(Txn& txn, InodeId inode);
 
 /// The id of an inode about to be made, which is counted.
 InodeId next_inode(OpContext& context);
+/// Takes an id out of the session's reserve, and counts it; false if it is not (or no longer)
+/// there.
+Result<bool> take_reserved(OpContext& context, InodeId inode);
+/// When somebody made something, by a clock that is not the primary's: never in its future.
+Timestamp made_at(const Timestamp& made, const Timestamp& now);
 /// The group of what somebody of group `gid` makes in `parent`: the directory's own if it is
 /// setgid.
 std::uint32_t group_in(const InodeRecord& parent, std::uint32_t gid);

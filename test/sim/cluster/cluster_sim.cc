@@ -274,7 +274,7 @@ struct CountName {
   std::uint64_t ClusterSimCounts::*value;
 };
 using C = ClusterSimCounts;
-constexpr std::array<CountName, 47> kCounts{{
+constexpr std::array<CountName, 49> kCounts{{
     {"runs", &C::runs},
     {"steps", &C::steps},
     {"virtual_ms", &C::virtual_ms},
@@ -297,6 +297,7 @@ constexpr std::array<CountName, 47> kCounts{{
     {"sessions_expired", &C::sessions_expired},
     {"callbacks", &C::callbacks},
     {"callbacks_failed", &C::callbacks_failed},
+    {"recalls", &C::recalls},
     {"duplicates", &C::duplicates},
     {"retries", &C::retries},
     {"stale_bases", &C::stale_bases},
@@ -318,6 +319,7 @@ constexpr std::array<CountName, 47> kCounts{{
     {"opens", &C::opens},
     {"locks_here", &C::locks_here},
     {"locks_returned", &C::locks_returned},
+    {"made_here", &C::made_here},
     {"commits", &C::commits},
     {"commands", &C::commands},
     {"digests", &C::digests},
@@ -381,6 +383,10 @@ const char* to_string(BrokenRule rule) {
       return "keep-delegations";
     case BrokenRule::kTrustOldDelegations:
       return "trust-old-delegations";
+    case BrokenRule::kSkipRecalls:
+      return "skip-recalls";
+    case BrokenRule::kGiveUpUntold:
+      return "give-up-untold";
   }
   return "unknown";
 }

@@ -31,8 +31,10 @@ enum class BrokenRule : std::uint8_t {
   kTrustExpiredLeases,   ///< a client trusts its cache after its session lease
   kKeepDelegations,      ///< a client returns a file's locks and goes on to grant them
   kTrustOldDelegations,  ///< a client grants them after its session lease
+  kSkipRecalls,          ///< reads do not ask who may have made files in the directory alone
+  kGiveUpUntold,         ///< a client gives a directory up and has not told what it made there
 };
-inline constexpr BrokenRule kLastBrokenRule = BrokenRule::kTrustOldDelegations;
+inline constexpr BrokenRule kLastBrokenRule = BrokenRule::kGiveUpUntold;
 const char* to_string(BrokenRule rule);
 
 struct ClusterSimOptions {
@@ -66,6 +68,7 @@ struct ClusterSimCounts {
   std::uint64_t sessions_expired = 0;
   std::uint64_t callbacks = 0;
   std::uint64_t callbacks_failed = 0;
+  std::uint64_t recalls = 0;         ///< of directories that a mount had alone
   std::uint64_t duplicates = 0;      ///< retried mutations answered from the table or in flight
   std::uint64_t retries = 0;         ///< mutations overtaken by another one (kRetry)
   std::uint64_t stale_bases = 0;     ///< commits refused for a stale base
@@ -88,6 +91,7 @@ struct ClusterSimCounts {
   std::uint64_t opens = 0;
   std::uint64_t locks_here = 0;      ///< granted by a client, under a delegation
   std::uint64_t locks_returned = 0;  ///< delegations
+  std::uint64_t made_here = 0;       ///< files made without a call
   std::uint64_t commits = 0;         ///< acknowledged
   std::uint64_t commands = 0;        ///< in the log
   std::uint64_t digests = 0;         ///< compared

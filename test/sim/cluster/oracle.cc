@@ -39,10 +39,10 @@ bool same(const Content& a, const Content& b) {
 }
 
 const char* name_of(const Mutation& op) {
-  constexpr const char* kNames[] = {"create",        "link",     "unlink",     "rmdir",
-                                    "rename",        "setattr",  "setxattr",   "removexattr",
-                                    "commit",        "release",  "lock",       "noteReads",
-                                    "createUnnamed", "setQuota", "returnLocks"};
+  constexpr const char* kNames[] = {
+      "create",        "link",        "unlink",      "rmdir",    "rename",       "setattr",
+      "setxattr",      "removexattr", "commit",      "release",  "lock",         "noteReads",
+      "createUnnamed", "setQuota",    "returnLocks", "makeFile", "reserveInodes"};
   static_assert(std::size(kNames) == std::variant_size_v<Mutation>);
   return kNames[op.index()];
 }
@@ -318,7 +318,10 @@ void Oracle::note_effects(LogIndex index, const MutateCommand& mutate,
     refresh(index, parent);
     refresh_entry(index, parent, name);
   };
-  if (const auto* create = std::get_if<CreateOp>(&op)) named(create->parent, create->name);
+  const auto* make = std::get_if<MakeFileOp>(&op);
+  const auto* create = make != nullptr ? &make->create : std::get_if<CreateOp>(&op);
+  if (create != nullptr) named(create->parent, create->name);
+  if (create != nullptr && create->inode) keep_promise(index, create->inode);
   if (const auto* link = std::get_if<LinkOp>(&op)) named(link->parent, link->name);
   if (const auto* unlink = std::get_if<UnlinkOp>(&op)) named(unlink->parent, unlink->name);
   if (const auto* rmdir = std::get_if<RmdirOp>(&op)) named(rmdir->parent, rmdir->name);
@@ -331,7 +334,7 @@ void Oracle::note_effects(LogIndex index, const MutateCommand& mutate,
   if (const auto* release = std::get_if<ReleaseOrphansOp>(&op)) {
     for (const InodeId inode : release->inodes) refresh(index, inode);
   }
-  if (const auto* commit = std::get_if<CommitOp>(&op)) {
+  if (const auto* commit = make != nullptr ? &make->content : std::get_if<CommitOp>(&op)) {
     if (commit->replace_newer) ++counts_.replaced_newer;
     auto content = truth_->content(commit->inode, 0, 100'000);
     if (!content) return fail("the reference has no content for a commit");
@@ -388,6 +391,57 @@ void Oracle::check_digest(NodeId node, const serverd::KvReader& store) {
     fail("the state of node " + std::to_string(node.value()) + " at index " + text(applied_) +
          " differs from the reference (R2)" + first_difference(*store_, store));
   }
+}
+
+// ---------------------------------------------------------------- promises
+
+std::uint64_t Oracle::promise(InodeId parent, const std::string& name, InodeId inode,
+                              SessionId session) {
+  const std::uint64_t id = next_promise_++;
+  promises_[id] = {parent, name, inode, session, {}, false};
+  promise_of_[inode] = id;
+  ++counts_.made_here;
+  return id;
+}
+
+void Oracle::end_promise(std::uint64_t id, std::error_code why) {
+  Promise& promise = promises_.at(id);
+  promise.over = true;
+  const bool allowed = !why || why == Errc::kSessionExpired || why == Errc::kStaleEpoch ||
+                       why == std::errc::no_space_on_device || why == from_errno(EDQUOT);
+  if (!allowed) {
+    fail("a file made as " + std::to_string(promise.parent.value()) + "/" + promise.name +
+         " by the only mount that may was refused: " + why.message());
+  }
+}
+
+void Oracle::keep_promise(LogIndex index, InodeId inode) {
+  const auto found = promise_of_.find(inode);
+  if (found == promise_of_.end()) return fail("a file with an id of nobody's reserve was made");
+  promises_.at(found->second).kept = index;
+  ++counts_.kept;
+}
+
+std::vector<std::uint64_t> Oracle::promises() const {
+  std::vector<std::uint64_t> open;
+  for (const auto& [id, promise] : promises_)
+    if (!promise.kept && !promise.over && live_.contains(promise.session)) open.push_back(id);
+  return open;
+}
+
+LogIndex Oracle::floor_of(LogIndex floor, const std::vector<std::uint64_t>& promised,
+                          const std::string& how, InodeId parent, const std::string& name) {
+  for (const std::uint64_t id : promised) {
+    const Promise& promise = promises_.at(id);
+    if (promise.parent != parent || (!name.empty() && promise.name != name)) continue;
+    if (promise.kept) {
+      floor = std::max(floor, promise.kept);
+    } else if (!promise.over && live_.contains(promise.session)) {
+      fail(how + " was answered although session " + std::to_string(promise.session.value()) +
+           " had made " + text(parent) + "/" + promise.name + " before, and has not told");
+    }
+  }
+  return floor;
 }
 
 // ---------------------------------------------------------------- reads
@@ -533,6 +587,7 @@ std::uint64_t Oracle::begin_mutation(Mutation op, ByteView payload, SessionId un
   record.op = std::move(op);
   record.payload_hash = hash_of(payload);
   record.floor = floor_;
+  record.promised = promises();
   ops_.emplace(next_op_, std::move(record));
   return next_op_++;
 }
@@ -546,6 +601,9 @@ std::string Oracle::describe(std::uint64_t id) const {
   };
   std::string out = name_of(op);
   if (const auto* create = std::get_if<CreateOp>(&op)) out += at(create->parent, create->name);
+  if (const auto* make = std::get_if<MakeFileOp>(&op))
+    out += at(make->create.parent, make->create.name) + " as " +
+           std::to_string(make->create.inode.value());
   if (const auto* link = std::get_if<LinkOp>(&op))
     out += " " + std::to_string(link->inode.value()) + at(link->parent, link->name);
   if (const auto* unlink = std::get_if<UnlinkOp>(&op)) out += at(unlink->parent, unlink->name);
@@ -583,7 +641,8 @@ std::error_code Oracle::refusal_at(const Mutation& op, LogIndex index) const {
     const auto attr = at(inode);
     return attr ? attr->type : FileType::kRegular;
   };
-  if (const auto* create = std::get_if<CreateOp>(&op)) {
+  const auto* make = std::get_if<MakeFileOp>(&op);
+  if (const auto* create = make != nullptr ? &make->create : std::get_if<CreateOp>(&op)) {
     if (const auto bad = in_directory(create->parent)) return bad;
     return entry_at(create->parent, create->name, index) && create->exclusive ? exists
                                                                               : std::error_code();
@@ -681,8 +740,23 @@ bool Oracle::end_mutation(std::uint64_t id, const Result<MutationReply>& answer)
         what + " is in the log with another outcome than its client was told: " + error.message());
   }
   if (error == Errc::kMissingChunk) return true;
+  // A primary that has not heard of every member yet.
+  if (error == std::errc::operation_not_supported &&
+      std::holds_alternative<ReserveInodesOp>(op.op)) {
+    return true;
+  }
   if (error == std::errc::no_space_on_device && may_lack_space_) return true;
   // A refusal is a read of the state that refuses.
+  if (const auto* create = std::get_if<CreateOp>(&op.op); create != nullptr && !create->inode)
+    op.floor = floor_of(op.floor, op.promised, what, create->parent, create->name);
+  if (const auto* unlink = std::get_if<UnlinkOp>(&op.op))
+    op.floor = floor_of(op.floor, op.promised, what, unlink->parent, unlink->name);
+  if (const auto* link = std::get_if<LinkOp>(&op.op))
+    op.floor = floor_of(op.floor, op.promised, what, link->parent, link->name);
+  if (const auto* rename = std::get_if<RenameOp>(&op.op)) {
+    op.floor = floor_of(op.floor, op.promised, what, rename->parent, rename->name);
+    op.floor = floor_of(op.floor, op.promised, what, rename->new_parent, rename->new_name);
+  }
   std::vector<LogIndex> points;
   for (LogIndex i = op.floor; i <= applied_; i = i.next()) points.push_back(i);
   return settle(op.floor, std::move(points),

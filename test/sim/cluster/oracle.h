@@ -105,8 +105,22 @@ class Oracle {
               bool here);
   /// The owner is about to release what it holds there.
   void unlocked(InodeId inode, LockSpace space, const LockOwner& owner);
+  // ---- files that a mount has made without asking: whoever asks about their names from then on
+  // is told of them, unless they went with the mount's session
+
+  std::uint64_t promise(InodeId parent, const std::string& name, InodeId inode, SessionId session);
+  /// It was removed again, or had to be given up for `why`: never for want of telling in time.
+  void end_promise(std::uint64_t id, std::error_code why);
+  /// Those that are not in the log.
+  std::vector<std::uint64_t> promises() const;
+  /// The floor of an answer about `name` (empty: all names) to a question that was asked when
+  /// `promised` were open.
+  LogIndex floor_of(LogIndex floor, const std::vector<std::uint64_t>& promised,
+                    const std::string& how, InodeId parent, const std::string& name);
 
   struct Counts {
+    std::uint64_t made_here = 0;       ///< promises
+    std::uint64_t kept = 0;            ///< of them, in the log
     std::uint64_t commands = 0;        ///< in the log
     std::uint64_t duplicates = 0;      ///< of them, applied before
     std::uint64_t retries = 0;         ///< overtaken: kRetry
@@ -145,6 +159,7 @@ class Oracle {
     SessionId under;
     std::uint64_t payload_hash = 0;
     LogIndex floor;
+    std::vector<std::uint64_t> promised;
     enum class State : std::uint8_t {
       kOpen,
       kAcknowledged,
@@ -155,6 +170,16 @@ class Oracle {
     CommandResult result;
   };
 
+  struct Promise {
+    InodeId parent;
+    std::string name;
+    InodeId inode;
+    SessionId session;
+    LogIndex kept;
+    bool over = false;
+  };
+
+  void keep_promise(LogIndex index, InodeId inode);
   void apply(const serverd::StateMachine::Command& raw);
   /// What is put in the place of patches must read as they do. Before it is applied.
   void check_fold(LogIndex index, const FoldPatchesCommand& fold);
@@ -198,6 +223,9 @@ class Oracle {
   std::map<Version, std::vector<serverd::Content>> folded_contents_;  ///< the same, folded
   std::map<ChunkId, Buffer> chunk_bytes_;
   std::set<InodeId> unlinked_;
+  std::map<std::uint64_t, Promise> promises_;
+  std::map<InodeId, std::uint64_t> promise_of_;
+  std::uint64_t next_promise_ = 1;
   Counts counts_;
   bool may_lack_space_ = false;
 };

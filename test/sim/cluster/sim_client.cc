@@ -10,6 +10,7 @@ using namespace std::chrono_literals;
 
 namespace {
 constexpr unsigned kNames = 5;
+constexpr unsigned kBurstNames = 12;
 constexpr unsigned kDirectories = 2;
 constexpr std::size_t kOpenMax = 3;
 }  // namespace
@@ -45,6 +46,7 @@ void SimClient::start(unsigned processes) {
   client.mount_point = "/sim";
   client.soft = world_.character.soft && number_ == 0;
   client.soft_timeout = 2s;
+  client.asks_exclusive = true;
   client.attempt_timeout = world_.character.attempt_timeout;
   auto map = mountd::make_cluster_map(client.servers);
   client_ =
@@ -107,12 +109,44 @@ Task<void> SimClient::step(std::size_t process) {
   if (dice < 28) co_return co_await write_file(process);
   if (dice < 48) co_return co_await read_file(process);
   if (dice < 56) co_return co_await close_one(process);
-  if (dice < 78) co_return co_await change_tree();
-  if (dice < 84) co_return co_await lock_file(process);
+  if (dice < 75) co_return co_await change_tree();
+  if (dice < 80) co_return co_await burst(process);
+  if (dice < 85) co_return co_await lock_file(process);
   co_return co_await look_around();
 }
 
-std::string SimClient::name() { return "f" + std::to_string(random_.below(kNames)); }
+std::string SimClient::name() {
+  if (random_.chance(1, 4)) return burst_name();
+  return "f" + std::to_string(random_.below(kNames));
+}
+
+std::string SimClient::burst_name() { return "b" + std::to_string(random_.below(kBurstNames)); }
+
+/// Files made one after the other in one directory, some of which go again at once.
+Task<void> SimClient::burst(std::size_t process) {
+  doing_[process] = "burst";
+  FM_CO_TRY(const InodeId parent, co_await directory());
+  for (std::uint64_t left = 3 + random_.below(6); left != 0 && !world_.load_over; --left) {
+    const std::string in = burst_name();
+    if (random_.chance(1, 3)) {
+      (void)co_await mount_->unlink(parent, in);
+      continue;
+    }
+    const auto attr = co_await mount_->create(parent, in, FileType::kRegular, true);
+    if (!attr) continue;
+    FM_CO_TRY(const auto file, co_await mount_->open(attr->inode));
+    files_[process].push_back(file);
+    const std::uint64_t then = random_.below(4);
+    if (then == 0) (void)co_await mount_->unlink(parent, in);
+    if (then == 1) (void)co_await env_->sleep_for(Duration(50ms));
+    if (then != 2) {
+      const auto shape = random_.chance(1, 5) ? SimMount::Shape::kChunks : SimMount::Shape::kInline;
+      (void)co_await mount_->commit(file, shape, false);
+    }
+    if (files_[process].size() > kOpenMax) FM_CO_CHECK(co_await close_one(process));
+  }
+  co_return Status();
+}
 
 /// The root, or one of a few directories below it.
 Task<InodeId> SimClient::directory() {

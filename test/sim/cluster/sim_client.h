@@ -46,6 +46,8 @@ class SimClient {
   Task<void> step(std::size_t process);
   Task<InodeId> directory();
   std::string name();
+  std::string burst_name();
+  Task<void> burst(std::size_t process);
   Task<void> write_file(std::size_t process);
   Task<void> read_file(std::size_t process);
   Task<void> close_one(std::size_t process);

@@ -26,6 +26,7 @@ bool SimMount::holds(Stamp stamp) const {
 }
 
 bool SimMount::attr_valid(const Inode& inode) const {
+  if (inode.attr && unsent_.contains(inode.attr->inode)) return true;
   return inode.attr && inode.leased && holds(inode.stamp);
 }
 
@@ -46,6 +47,7 @@ void SimMount::set_entry(InodeId parent, const std::string& name, InodeId child,
   }
   const auto known = dir.entries.find(name);
   if (known != dir.entries.end() && known->second.stamp > stamp) return;
+  if (known != dir.entries.end() && unsent_.contains(known->second.child)) return;
   if (!leased || stamp <= dir.called_back) {
     dir.entries.erase(name);
     dir.listing.reset();
@@ -56,6 +58,15 @@ void SimMount::set_entry(InodeId parent, const std::string& name, InodeId child,
 
 asio::awaitable<CallbackReply> SimMount::on_callback(CallbackRequest request) {
   CallbackReply reply;
+  for (const auto& item : request.items) {
+    Inode& inode = inodes_[item.inode];
+    inode.alone = Stamp();
+    if (!world_.breaks(BrokenRule::kIgnoreCallbacks))
+      inode.called_back = std::max(inode.called_back, request.stamp);
+  }
+  if (!world_.breaks(BrokenRule::kGiveUpUntold)) {
+    for (const auto& item : request.items) (void)co_await send_names(item.inode);
+  }
   for (const auto& item : request.items) {
     Inode& inode = inodes_[item.inode];
     if (item.asks_open && inode.holds != 0) {
@@ -84,7 +95,183 @@ asio::awaitable<CallbackReply> SimMount::on_callback(CallbackRequest request) {
 }
 
 asio::awaitable<void> SimMount::on_leases_void(Stamp) { co_return; }
-asio::awaitable<void> SimMount::on_new_session(SessionId) { co_return; }
+asio::awaitable<void> SimMount::on_new_session(SessionId fresh) {
+  std::vector<InodeId> old;
+  for (const auto& [inode, unsent] : unsent_)
+    if (unsent.session != fresh) old.push_back(inode);
+  for (const InodeId inode : old) lose(inode, Errc::kSessionExpired);
+  co_return;
+}
+
+asio::awaitable<bool> SimMount::give_up_alone(Duration) {
+  if (world_.breaks(BrokenRule::kGiveUpUntold)) co_return true;
+  while (!unsent_.empty()) {
+    const InodeId inode = unsent_.begin()->first;
+    const auto sent = co_await send(inode, Sending::kForNow);
+    if (!sent && unsent_.contains(inode)) co_return false;
+  }
+  co_return true;
+}
+
+// ---------------------------------------------------------------- files made here
+
+std::optional<Attr> SimMount::make_here(InodeId parent, const std::string& name) {
+  Inode& dir = inodes_[parent];
+  if (changing_.contains(parent)) return std::nullopt;  // the kernel's lock of the directory
+  if (!dir.alone || !holds(dir.alone) || !attr_valid(dir) || reserve_.empty()) return std::nullopt;
+  if (dir.attr->nlink == 0 || !session_.id() || session_.id() != reserve_of_) return std::nullopt;
+  const auto entry = dir.entries.find(name);
+  const bool known = entry != dir.entries.end();
+  if (known && (entry->second.child || !holds(entry->second.stamp))) return std::nullopt;
+  const bool listed = dir.listing && holds(dir.listing_stamp) && !dir.listing->contains(name);
+  if (!known && !listed) return std::nullopt;
+  Unsent unsent;
+  unsent.op.parent = parent;
+  unsent.op.name = name;
+  unsent.op.mode = 0644;
+  unsent.op.inode = reserve_.front();
+  unsent.op.made.seconds = static_cast<std::int64_t>(next_token_++);
+  unsent.session = session_.id();
+  reserve_.pop_front();
+  const InodeId inode = unsent.op.inode;
+  unsent.promise = world_.oracle.promise(parent, name, inode, unsent.session);
+  world_.note(name_, "makes " + std::to_string(parent.value()) + "/" + name + " as " +
+                         std::to_string(inode.value()));
+  Attr attr;
+  attr.inode = inode;
+  attr.mode = 0644;
+  attr.nlink = 1;
+  inodes_[inode].attr = attr;
+  dir.entries[name] = {inode, dir.alone};
+  ++dir.changes;
+  dir.listing.reset();
+  unsent_.emplace(inode, std::move(unsent));
+  ++world_.counts.made_here;
+  asio::co_spawn(env_.executor(), send_later(inode), asio::detached);
+  return attr;
+}
+
+Task<void> SimMount::known_name(InodeId parent, std::string name) {
+  FM_CO_TRY(const auto there, co_await lookup(parent, name));
+  static_cast<void>(there);
+  co_return Status();
+}
+
+asio::awaitable<void> SimMount::fill_reserve_behind() { (void)co_await fill_reserve(); }
+
+Task<void> SimMount::fill_reserve() {
+  const SessionId session = session_.id();
+  if (reserve_of_ != session) {
+    reserve_of_ = session;
+    reserve_.clear();
+  }
+  if (!session || reserving_ || reserve_.size() >= 4) co_return Status();
+  reserving_ = true;
+  Mutation mutation = ReserveInodesOp{8};
+  const auto reply = co_await mutate(std::move(mutation), {}, session);
+  reserving_ = false;
+  if (!reply) co_return reply.error();
+  for (std::uint32_t i = 0; reserve_of_ == session && i < reply->reserved_count; ++i)
+    reserve_.push_back(InodeId(reply->reserved.value() + i));
+  co_return Status();
+}
+
+asio::awaitable<void> SimMount::send_later(InodeId inode) {
+  (void)co_await env_.sleep_for(std::chrono::seconds(1));
+  (void)co_await send(inode, Sending::kForNow);
+}
+
+void SimMount::lose(InodeId inode, std::error_code why) {
+  const auto found = unsent_.find(inode);
+  if (found == unsent_.end()) return;
+  const Unsent unsent = found->second;
+  unsent_.erase(found);
+  world_.oracle.end_promise(unsent.promise, why);
+  inodes_[inode].attr->nlink = 0;
+  Inode& dir = inodes_[unsent.op.parent];
+  const auto entry = dir.entries.find(unsent.op.name);
+  if (entry != dir.entries.end() && entry->second.child == inode) dir.entries.erase(entry);
+  dir.listing.reset();
+  ++dir.changes;
+}
+
+Task<bool> SimMount::begin_sending(InodeId inode) {
+  for (;;) {
+    const auto found = unsent_.find(inode);
+    if (found == unsent_.end()) co_return false;
+    if (!found->second.sending) {
+      found->second.sending = true;
+      co_return true;
+    }
+    const std::error_code stop = co_await env_.sleep_for(std::chrono::milliseconds(1));
+    if (stop) co_return stop;
+  }
+}
+
+Task<void> SimMount::end_sending(InodeId inode, Result<MutationReply> reply, Sending how) {
+  const auto found = unsent_.find(inode);
+  if (found == unsent_.end()) co_return Status();  // lost meanwhile
+  found->second.sending = false;
+  const Unsent unsent = found->second;
+  if (!reply && reply.error() == std::errc::file_exists) {
+    // By an earlier attempt whose answer was lost?
+    const auto there = co_await client_.lookup({}, unsent.op.parent, unsent.op.name);
+    if (!there) co_return there.error();
+    if (there->attr && there->attr->inode == inode) {
+      unsent_.erase(inode);
+      inodes_[inode].leased = false;
+      inodes_[unsent.op.parent].entries.erase(unsent.op.name);
+      co_return Status();
+    }
+    lose(inode, reply.error());
+    co_return reply.error();
+  }
+  if (reply) {
+    unsent_.erase(inode);
+    set_entry(unsent.op.parent, unsent.op.name, inode, reply->stamp, reply->parent_leased, true);
+    co_return Status();
+  }
+  const std::error_code error = reply.error();
+  const bool full = error == std::errc::no_space_on_device || error == from_errno(EDQUOT);
+  const bool may_pass = error == std::errc::timed_out || error == std::errc::interrupted ||
+                        error == std::errc::operation_canceled || error == Errc::kShuttingDown;
+  if (!may_pass && !(full && how == Sending::kForNow)) lose(inode, error);
+  co_return error;
+}
+
+Task<void> SimMount::send(InodeId inode, Sending how) {
+  for (;;) {
+    FM_CO_TRY(const bool unsent, co_await begin_sending(inode));
+    if (!unsent) co_return Status();
+    const CreateOp op = unsent_.at(inode).op;
+    const SessionId session = unsent_.at(inode).session;
+    Mutation mutation = op;
+    auto reply = co_await mutate(std::move(mutation), {}, session);
+    const auto done = co_await end_sending(inode, std::move(reply), how);
+    if (done || how == Sending::kForNow || !unsent_.contains(inode)) co_return done;
+    const std::error_code stop = co_await env_.sleep_for(std::chrono::milliseconds(50));
+    if (stop) co_return stop;
+  }
+}
+
+std::vector<InodeId> SimMount::all_unsent() const {
+  std::vector<InodeId> all;
+  for (const auto& [inode, unsent] : unsent_) all.push_back(inode);
+  return all;
+}
+
+Task<void> SimMount::send_names(InodeId directory) {
+  for (;;) {
+    std::vector<InodeId> in;
+    for (const auto& [inode, unsent] : unsent_)
+      if (unsent.op.parent == directory) in.push_back(inode);
+    if (in.empty() || !session_.id()) co_return Status();
+    for (const InodeId inode : in) {
+      const auto sent = co_await send(inode);
+      if (!sent && unsent_.contains(inode)) co_return sent.error();
+    }
+  }
+}
 
 // ---------------------------------------------------------------- reads
 
@@ -101,6 +288,7 @@ Task<std::optional<Attr>> SimMount::lookup(InodeId parent, std::string name) {
     } else if (dir.listing && holds(dir.listing_stamp)) {
       known = !dir.listing->contains(name);  // a complete listing proves absence
     }
+    if (unsent_.contains(child)) co_return inodes_[child].attr;
     const Inode* of = child ? &inodes_[child] : nullptr;
     if (known && (of == nullptr || attr_valid(*of))) {
       ++world_.counts.cached_reads;
@@ -113,7 +301,8 @@ Task<std::optional<Attr>> SimMount::lookup(InodeId parent, std::string name) {
       co_return attr != nullptr ? std::optional<Attr>(*attr) : std::nullopt;
     }
   }
-  const LogIndex floor = world_.oracle.begin();
+  LogIndex floor = world_.oracle.begin();
+  const auto promised = world_.oracle.promises();
   auto reply = co_await client_.lookup({}, parent, name);
   if (!reply) {
     if (reply.error() == std::errc::no_such_file_or_directory)
@@ -121,6 +310,7 @@ Task<std::optional<Attr>> SimMount::lookup(InodeId parent, std::string name) {
     co_return reply.error();
   }
   const InodeId child = reply->attr ? reply->attr->inode : InodeId();
+  floor = world_.oracle.floor_of(floor, promised, name_ + ": a lookup", parent, name);
   world_.oracle.saw_entry(floor, name_ + ": a lookup", parent, name, child,
                           reply->attr ? &*reply->attr : nullptr);
   if (reply->attr) apply(*reply->attr, reply->stamp, reply->leased);
@@ -130,13 +320,16 @@ Task<std::optional<Attr>> SimMount::lookup(InodeId parent, std::string name) {
 
 Task<Attr> SimMount::getattr(InodeId inode) {
   ++world_.counts.operations;
+  if (unsent_.contains(inode)) co_return *inodes_[inode].attr;
   if (const Inode& known = inodes_[inode]; attr_valid(known)) {
     ++world_.counts.cached_reads;
     world_.oracle.saw_attr(world_.oracle.begin_cached(own_), name_ + ": a cached getattr",
                            *known.attr);
     co_return *known.attr;
   }
-  const LogIndex floor = world_.oracle.begin();
+  (void)co_await send_names(inode);
+  LogIndex floor = world_.oracle.begin();
+  const auto promised = world_.oracle.promises();
   const unsigned held = inodes_[inode].holds;
   const SessionId session = session_.id();
   auto reply = co_await client_.getattr({}, inode);
@@ -148,6 +341,7 @@ Task<Attr> SimMount::getattr(InodeId inode) {
     }
     co_return reply.error();
   }
+  floor = world_.oracle.floor_of(floor, promised, name_ + ": a getattr", inode, "");
   world_.oracle.saw_attr(floor, name_ + ": a getattr", reply->attr);
   apply(reply->attr, reply->stamp, reply->leased);
   co_return reply->attr;
@@ -162,9 +356,11 @@ Task<std::map<std::string, InodeId>> SimMount::readdir(InodeId directory) {
                               directory, listing);
     co_return listing;
   }
+  (void)co_await send_names(directory);
   const std::uint64_t changes = inodes_[directory].changes;
   const Stamp called_back = inodes_[directory].called_back;
-  const LogIndex floor = world_.oracle.begin();
+  LogIndex floor = world_.oracle.begin();
+  const auto promised = world_.oracle.promises();
   const bool with_attributes = env_.random().chance(1, 2);
   auto reply = co_await client_.readdir({}, directory, Cookie(), 1 << 20, with_attributes);
   if (!reply) {
@@ -173,6 +369,7 @@ Task<std::map<std::string, InodeId>> SimMount::readdir(InodeId directory) {
     co_return reply.error();
   }
   if (!reply->end) co_return std::make_error_code(std::errc::io_error);
+  floor = world_.oracle.floor_of(floor, promised, name_ + ": a readdir", directory, "");
   std::map<std::string, InodeId> listing;
   for (const auto& entry : reply->entries) {
     if (!listing.emplace(entry.name, entry.inode).second)
@@ -198,6 +395,7 @@ Task<std::map<std::string, InodeId>> SimMount::readdir(InodeId directory) {
 
 Task<std::map<std::string, std::string>> SimMount::getxattrs(InodeId inode) {
   ++world_.counts.operations;
+  FM_CO_CHECK(co_await send(inode));
   if (const Inode& known = inodes_[inode]; known.xattrs && holds(known.xattrs_stamp)) {
     ++world_.counts.cached_reads;
     const auto xattrs = *known.xattrs;
@@ -237,6 +435,10 @@ Task<std::shared_ptr<SimMount::Open>> SimMount::do_open(InodeId inode) {
   file->inode = inode;
   {
     const Inode& known = inodes_[inode];
+    if (unsent_.contains(inode)) {
+      file->session = session_.id();
+      co_return file;
+    }
     const bool here =
         attr_valid(known) &&
         (!known.attr->version || (known.content && known.content->version == known.attr->version));
@@ -363,7 +565,21 @@ Task<void> SimMount::commit(std::shared_ptr<Open> file, Shape shape, bool replac
     FM_CO_TRY(payload, co_await put_chunks(bytes));
   }
   Result<MutationReply> reply = Errc::kRetry;
+  FM_CO_TRY(const bool unsent, co_await begin_sending(file->inode));
+  if (unsent) {
+    // Made and written in one, or made first.
+    Mutation make = unsent_.at(file->inode).op;
+    const SessionId session = unsent_.at(file->inode).session;
+    const bool both = shape == Shape::kInline;
+    if (both) make = MakeFileOp{unsent_.at(file->inode).op, op};
+    std::string with = both ? payload : std::string();
+    reply = co_await mutate(std::move(make), std::move(with), session);
+    FM_CO_CHECK(co_await end_sending(file->inode, reply, Sending::kForNow));
+    if (both && !reply)
+      co_return reply.error();  // its own, by an attempt of which it heard nothing
+  }
   for (;;) {
+    if (unsent && shape == Shape::kInline) break;
     reply = co_await mutate(op, payload);
     if (reply) break;
     if (reply.error() == Errc::kMissingChunk) {
@@ -393,6 +609,7 @@ Task<void> SimMount::commit(std::shared_ptr<Open> file, Shape shape, bool replac
 Task<void> SimMount::close(std::shared_ptr<Open> file) {
   ++world_.counts.operations;
   const InodeId id = file->inode;
+  FM_CO_CHECK(co_await send(id));
   {
     Inode& inode = inodes_[id];
     if (--inode.holds != 0) co_return Status();
@@ -548,6 +765,17 @@ Task<void> SimMount::return_locks(LockKey file) {
 }
 
 Task<Attr> SimMount::create(InodeId parent, std::string name, FileType type, bool exclusive) {
+  if (type == FileType::kRegular) {
+    // As the kernel does before it creates.
+    if (holds(inodes_[parent].alone)) FM_CO_CHECK(co_await known_name(parent, name));
+    if (const auto made = make_here(parent, name)) co_return *made;
+  }
+  const Changing changing(changing_, parent);
+  const auto known = inodes_[parent].entries.find(name);
+  if (known != inodes_[parent].entries.end()) {
+    const InodeId child = known->second.child;
+    FM_CO_CHECK(co_await send(child));
+  }
   CreateOp op;
   op.parent = parent;
   op.name = name;
@@ -558,10 +786,23 @@ Task<Attr> SimMount::create(InodeId parent, std::string name, FileType type, boo
   FM_CO_TRY(const auto reply, co_await mutate(std::move(mutation)));
   if (!reply.attr) co_return std::make_error_code(std::errc::no_such_file_or_directory);
   set_entry(parent, name, reply.attr->inode, reply.stamp, reply.parent_leased, true);
+  const auto alone = [&](InodeId directory) {
+    Inode& dir = inodes_[directory];
+    if (reply.stamp > dir.called_back) dir.alone = std::max(dir.alone, reply.stamp);
+  };
+  if (reply.parent_exclusive) alone(parent);
+  if (reply.exclusive) alone(reply.attr->inode);
+  if (reply.exclusive || reply.parent_exclusive)
+    asio::co_spawn(env_.executor(), fill_reserve_behind(), asio::detached);
   co_return *reply.attr;
 }
 
 Task<void> SimMount::link(InodeId inode, InodeId parent, std::string name) {
+  const Changing changing(changing_, parent);
+  FM_CO_CHECK(co_await send(inode));
+  if (const auto known = inodes_[parent].entries.find(name);
+      known != inodes_[parent].entries.end() && unsent_.contains(known->second.child))
+    co_return std::make_error_code(std::errc::file_exists);
   Mutation mutation = LinkOp{inode, parent, name};
   FM_CO_TRY(const auto reply, co_await mutate(std::move(mutation)));
   set_entry(parent, name, reply.attr ? inode : InodeId(), reply.stamp,
@@ -570,8 +811,14 @@ Task<void> SimMount::link(InodeId inode, InodeId parent, std::string name) {
 }
 
 Task<void> SimMount::unlink(InodeId parent, std::string name) {
+  const Changing changing(changing_, parent);
   FM_CO_TRY(const auto victim, co_await lookup(parent, name));
   if (!victim) co_return std::make_error_code(std::errc::no_such_file_or_directory);
+  FM_CO_TRY(const bool unsent, co_await begin_sending(victim->inode));
+  if (unsent) {
+    lose(victim->inode, {});  // of which nobody was told
+    co_return Status();
+  }
   const bool open_here = inodes_[victim->inode].holds != 0;
   if (open_here) inodes_[victim->inode].maybe_orphan = true;
   Mutation mutation = UnlinkOp{parent, name, open_here};
@@ -581,6 +828,11 @@ Task<void> SimMount::unlink(InodeId parent, std::string name) {
 }
 
 Task<void> SimMount::rmdir(InodeId parent, std::string name) {
+  const Changing changing(changing_, parent);
+  FM_CO_TRY(const auto victim, co_await lookup(parent, name));
+  if (!victim) co_return std::make_error_code(std::errc::no_such_file_or_directory);
+  const Changing changing_it(changing_, victim->inode);
+  for (const InodeId inode : all_unsent()) FM_CO_CHECK(co_await send(inode));
   Mutation mutation = RmdirOp{parent, name};
   FM_CO_TRY(const auto reply, co_await mutate(std::move(mutation)));
   set_entry(parent, name, InodeId(), reply.stamp, reply.parent_leased, true);
@@ -588,6 +840,9 @@ Task<void> SimMount::rmdir(InodeId parent, std::string name) {
 }
 
 Task<void> SimMount::rename(RenameOp op) {
+  const Changing changing(changing_, op.parent);
+  const Changing changing_too(changing_, op.new_parent);
+  for (const InodeId inode : all_unsent()) FM_CO_CHECK(co_await send(inode));
   FM_CO_TRY(const auto target, co_await lookup(op.new_parent, op.new_name));
   if (target && inodes_[target->inode].holds != 0) {
     op.target_open_here = true;
@@ -605,6 +860,7 @@ Task<void> SimMount::rename(RenameOp op) {
 }
 
 Task<void> SimMount::chmod(InodeId inode, std::uint32_t mode) {
+  FM_CO_CHECK(co_await send(inode));
   SetAttrOp op;
   op.inode = inode;
   op.mode = mode;
@@ -620,6 +876,7 @@ Task<void> SimMount::set_quota(SetQuotaOp op) {
 }
 
 Task<void> SimMount::setxattr(InodeId inode, std::string name) {
+  FM_CO_CHECK(co_await send(inode));
   SetXattrOp op;
   op.inode = inode;
   op.name = name;
@@ -633,6 +890,7 @@ Task<void> SimMount::setxattr(InodeId inode, std::string name) {
 }
 
 Task<void> SimMount::removexattr(InodeId inode, std::string name) {
+  FM_CO_CHECK(co_await send(inode));
   Mutation mutation = RemoveXattrOp{inode, name};
   auto reply = co_await mutate(std::move(mutation));
   inodes_[inode].xattrs.reset();

@@ -6,6 +6,7 @@
 // Thread-safety: none; the client's executor.
 #pragma once
 
+#include <deque>
 #include <map>
 #include <memory>
 #include <set>
@@ -61,8 +62,29 @@ class SimMount final : public mountd::SessionKeeper::Events {
   boost::asio::awaitable<CallbackReply> on_callback(CallbackRequest request) override;
   boost::asio::awaitable<void> on_leases_void(Stamp stamp) override;
   boost::asio::awaitable<void> on_new_session(SessionId fresh) override;
+  boost::asio::awaitable<bool> give_up_alone(Duration patience) override;
 
  private:
+  /// A file made here that the cluster does not know.
+  struct Unsent {
+    CreateOp op;
+    SessionId session;
+    std::uint64_t promise = 0;
+    bool sending = false;
+  };
+  enum class Sending : std::uint8_t { kForNow, kForGood };
+  /// A change of the directory's names is under way: the kernel lets no other one begin there.
+  class Changing {
+   public:
+    Changing(std::multiset<InodeId>& in, InodeId directory) : in_(in), at_(in.insert(directory)) {}
+    Changing(const Changing&) = delete;
+    Changing& operator=(const Changing&) = delete;
+    ~Changing() { in_.erase(at_); }
+
+   private:
+    std::multiset<InodeId>& in_;
+    const std::multiset<InodeId>::iterator at_;
+  };
   struct Dentry {
     InodeId child;  ///< none: surely absent
     Stamp stamp;
@@ -79,6 +101,7 @@ class SimMount final : public mountd::SessionKeeper::Events {
     std::optional<std::map<std::string, InodeId>> listing;
     Stamp listing_stamp;
     std::uint64_t changes = 0;  ///< of entries by own mutations and callbacks
+    Stamp alone;                ///< directories: granted to this mount alone
     unsigned holds = 0;         ///< opens, also on their way
     bool maybe_orphan = false;
   };
@@ -101,6 +124,19 @@ class SimMount final : public mountd::SessionKeeper::Events {
   /// What a mutation's answer says of attributes.
   void take(const MutationReply& reply);
   Task<MutationReply> mutate(Mutation op, std::string payload = {}, SessionId under = {});
+  std::optional<Attr> make_here(InodeId parent, const std::string& name);
+  Task<void> known_name(InodeId parent, std::string name);
+  Task<void> fill_reserve();
+  boost::asio::awaitable<void> fill_reserve_behind();
+  /// Waits while it is being sent; false: it is no longer unsent.
+  Task<bool> begin_sending(InodeId inode);
+  Task<void> send(InodeId inode, Sending how = Sending::kForGood);
+  /// What came of sending it.
+  Task<void> end_sending(InodeId inode, Result<MutationReply> reply, Sending how);
+  Task<void> send_names(InodeId directory);
+  std::vector<InodeId> all_unsent() const;
+  boost::asio::awaitable<void> send_later(InodeId inode);
+  void lose(InodeId inode, std::error_code why);
   Task<std::shared_ptr<Open>> do_open(InodeId inode);
   Task<std::string> put_chunks(std::string token);
   std::string token();
@@ -114,6 +150,11 @@ class SimMount final : public mountd::SessionKeeper::Events {
   mountd::HeldLocks locks_;
   std::set<LockKey> locking_;    ///< a request, or a return, is under way
   std::set<std::uint64_t> own_;  ///< mutations on their way, as the oracle numbers them
+  std::map<InodeId, Unsent> unsent_;
+  std::multiset<InodeId> changing_;
+  std::deque<InodeId> reserve_;
+  SessionId reserve_of_;
+  bool reserving_ = false;
   std::uint64_t next_token_ = 1;
 };
 

@@ -147,6 +147,7 @@ void SimServer::start() {
   config.history_retention = character.history_retention;
   config.prune_interval = 2s;
   config.patch_fold_after = 300ms;
+  config.exclusive_after = 2ms;  // so that directories go from hand to hand
   config.chunk_pin = 20s;
   config.chunk_drop_delay = 3s;
   config.chunk_pin_low = 1s;
@@ -172,6 +173,7 @@ void SimServer::start() {
   }
   if (world_.breaks(BrokenRule::kSkipSync)) testing.raft_mutation = RaftMutation::kElsewhere;
   testing.skip_callbacks = world_.breaks(BrokenRule::kSkipCallbacks);
+  testing.skip_recalls = world_.breaks(BrokenRule::kSkipRecalls);
 
   const BrokenRule rule = world_.options.broken;
   const auto open_store = [this, rule](const std::string& dir) -> Result<std::unique_ptr<KvStore>> {
@@ -282,6 +284,7 @@ void SimServer::harvest() {
   counts.sessions_expired += count("sessions_expired");
   counts.callbacks += count("callbacks");
   counts.callbacks_failed += count("callbacks_failed");
+  counts.recalls += count("recalls");
   counts.duplicates += count("duplicates_applied") + count("duplicates_in_flight");
   counts.read_barriers += count("read_barriers");
   counts.chunks_fetched += count("chunks_fetched");

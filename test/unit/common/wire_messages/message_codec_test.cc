@@ -49,7 +49,20 @@ std::vector<Mutation> sample_mutations() {
   commit.patches = {{4096, 100}, {0, 1}};
   commit.mtime = {7, 8};
   commit.path_hint = "a/b";
+  CreateOp reserved = create;
+  reserved.type = FileType::kRegular;
+  reserved.symlink_target.clear();
+  reserved.exclusive = true;
+  reserved.inode = InodeId(77);
+  reserved.made = {3, 4};
+  CommitOp content;
+  content.inode = reserved.inode;
+  content.size_bytes = 7;
+  content.mtime = {3, 5};
   return {create,
+          reserved,
+          MakeFileOp{reserved, content},
+          ReserveInodesOp{1024},
           LinkOp{InodeId(2), InodeId(1), "x"},
           UnlinkOp{InodeId(1), "x", true},
           RmdirOp{InodeId(1), "d"},
@@ -60,7 +73,8 @@ std::vector<Mutation> sample_mutations() {
           commit,
           ReleaseOrphansOp{{InodeId(1), InodeId(5)}},
           NoteReadsOp{{{InodeId(1), {-5, 7}}, {InodeId(2), {9, 0}}}},
-          CreateUnnamedOp{InodeId(1), 0640, 1, 2, 027, true},
+          CreateUnnamedOp{InodeId(1), 0640, 1, 2, 027, true, {}, {}},
+          CreateUnnamedOp{InodeId(1), 0640, 1, 2, 027, false, InodeId(7), {8, 9}},
           SetQuotaOp{QuotaKind::kTree, 7, false, 1 << 20, {}},
           SetQuotaOp{QuotaKind::kUser, 1000, true, {}, 5},
           LockOp{InodeId(6), LockSpace::kPosix, LockType::kShared, 7, {1, 9}, 4, 3, true},

@@ -206,3 +206,136 @@ TEST_CASE("LeaseTable: a new term forgets marks and leases of the old one", "[le
   CHECK_FALSE(table.has_session(kB));
   CHECK(table.next_stamp() > make_stamp(Term(4), (1ULL << kStampCountBits) - 1));
 }
+
+// ---------------------------------------------------------------- exclusive leases
+
+namespace {
+using namespace std::chrono_literals;
+constexpr TimePoint kNow{1000s};
+}  // namespace
+
+TEST_CASE("LeaseTable: a directory is one session's alone if no other holds it", "[lease]") {
+  auto table = table_with({kA, kB});
+  CHECK_FALSE(table.grant_exclusive(kC, kDir, kNow));  // unknown
+  REQUIRE(table.grant_entry(kB, kDir, "x"));
+  CHECK_FALSE(table.grant_exclusive(kA, kDir, kNow));
+  answer_all(table, table.break_leases({{kDir, true, true, true, {}, false}}, kA));
+  CHECK(table.grant_exclusive(kA, kDir, kNow));
+  CHECK(table.held_elsewhere(kDir, kB));
+  CHECK_FALSE(table.held_elsewhere(kDir, kA));
+  // Nothing of it is leased to others while it is so.
+  CHECK_FALSE(table.grant(kB, kDir));
+  CHECK_FALSE(table.grant_entry(kB, kDir, "y"));
+  CHECK_FALSE(table.grant_entries(kB, kDir));
+  CHECK_FALSE(table.grant_exclusive(kB, kDir, kNow));
+}
+
+TEST_CASE("LeaseTable: a recall asks for the exclusive lease only, and ends it", "[lease]") {
+  auto table = table_with({kA, kB});
+  REQUIRE(table.grant_exclusive(kA, kDir, kNow));
+  REQUIRE(table.grant_exclusive(kA, kOther, kNow));
+  const auto requests = table.recall({kDir, kOther}, kB, kNow);
+  REQUIRE(requests.size() == 1);
+  const auto& request = requests.at(kA);
+  REQUIRE(request.items.size() == 2);
+  CHECK_FALSE(request.items[0].attributes);
+  CHECK_FALSE(request.items[0].all_entries);
+  CHECK(request.items[0].names.empty());
+  CHECK(table.held_elsewhere(kDir, kB));  // until it is answered
+  answer_all(table, requests);
+  CHECK_FALSE(table.held_elsewhere(kDir, kB));
+  CHECK_FALSE(table.held_elsewhere(kOther, kB));
+  CHECK(table.leases_of(kA) == 2);  // it stays a holder as any other
+  CHECK(table.grant(kB, kDir));
+}
+
+TEST_CASE("LeaseTable: what others asked about a moment ago is not granted to one alone",
+          "[lease]") {
+  auto table = table_with({kA, kB});
+  REQUIRE(table.grant_exclusive(kA, kDir, kNow));
+  answer_all(table, table.recall({kDir}, kB, kNow));
+  CHECK_FALSE(table.grant_exclusive(kA, kDir, kNow + 999ms));
+  CHECK(table.grant_exclusive(kA, kDir, kNow + 1s));
+}
+
+TEST_CASE("LeaseTable: a grant that comes after a recall was sent is not ended by its answer",
+          "[lease]") {
+  auto table = table_with({kA, kB});
+  REQUIRE(table.grant_exclusive(kA, kDir, kNow));
+  const auto first = table.recall({kDir}, kB, kNow);
+  answer_all(table, first);
+  table.next_stamp();
+  REQUIRE(table.grant_exclusive(kA, kDir, kNow + 2s));
+  answer_all(table, first);  // once more
+  CHECK(table.held_elsewhere(kDir, kB));
+}
+
+TEST_CASE("LeaseTable: any callback about the directory, or the session's end, frees it",
+          "[lease]") {
+  auto table = table_with({kA, kB});
+  REQUIRE(table.grant_exclusive(kA, kDir, kNow));
+  answer_all(table, table.break_leases({entry(kDir, "x")}, kB));
+  CHECK_FALSE(table.held_elsewhere(kDir, kB));
+  REQUIRE(table.grant_exclusive(kA, kOther, kNow));
+  table.remove_session(kA);
+  CHECK_FALSE(table.held_elsewhere(kOther, kB));
+  CHECK(table.lease_count() == 0);
+}
+
+TEST_CASE("LeaseTable: changes on their way keep a directory from being granted, but for one's own",
+          "[lease]") {
+  auto table = table_with({kA, kB});
+  const TouchSet touched{entry(kDir, "x")};
+  table.mark(touched, kB);
+  CHECK_FALSE(table.grant_exclusive(kA, kDir, kNow));
+  table.unmark(touched, kB);
+  table.mark(touched, kA);
+  CHECK_FALSE(table.grant(kA, kDir));
+  REQUIRE(table.grant_exclusive(kA, kDir, kNow));
+  CHECK(table.grant(kA, kDir));  // whoever has it alone hears of them by their answers
+  CHECK(table.grant_entry(kA, kDir, "x"));
+  table.unmark(touched, kA);
+}
+
+TEST_CASE("LeaseTable: some creations in a row take others' leases of the directory away",
+          "[lease]") {
+  auto table = table_with({kA, kB});
+  REQUIRE(table.grant(kB, kDir));
+  for (int i = 0; i < 3; ++i) CHECK_FALSE(table.wants_alone(kA, kDir, kNow));
+  CHECK(table.wants_alone(kA, kDir, kNow));
+  table.note_asked(kDir, kB, kNow);  // somebody looks: from the beginning
+  for (int i = 0; i < 5; ++i) CHECK_FALSE(table.wants_alone(kA, kDir, kNow + 500ms));
+  for (int i = 0; i < 3; ++i) CHECK_FALSE(table.wants_alone(kA, kDir, kNow + 2s));
+  CHECK(table.wants_alone(kA, kDir, kNow + 2s));
+}
+
+TEST_CASE("LeaseTable: a new primary's reads ask each session that may have made files",
+          "[lease]") {
+  LeaseTable table;
+  table.start_term(Term(4), {kA, kB, kC}, {kA, kB});
+  CHECK(table.held_elsewhere(kDir, kC));
+  CHECK_FALSE(table.grant_exclusive(kC, kDir, kNow));  // others may hold it
+  const auto requests = table.recall({kDir}, kC, kNow);
+  CHECK(requests.size() == 2);
+  CHECK_FALSE(requests.contains(kC));
+  answer_all(table, requests);
+  CHECK_FALSE(table.held_elsewhere(kDir, kC));  // once for each directory
+  CHECK(table.held_elsewhere(kOther, kC));
+  table.given_up(kA);
+  CHECK(table.held_elsewhere(kOther, kC));
+  table.remove_session(kB);
+  CHECK_FALSE(table.held_elsewhere(kOther, kC));
+}
+
+TEST_CASE("LeaseTable: ids that come after a failover make a session one that may have made files",
+          "[lease]") {
+  LeaseTable table;
+  table.start_term(Term(4), {kA, kB});
+  CHECK_FALSE(table.held_elsewhere(kDir, kB));
+  table.note_maker(kA);  // it may still hold the directory by the old term
+  CHECK(table.held_elsewhere(kDir, kB));
+  table.given_up(kA);
+  CHECK_FALSE(table.held_elsewhere(kDir, kB));
+  table.note_maker(kA);
+  CHECK_FALSE(table.held_elsewhere(kDir, kB));
+}

@@ -21,6 +21,7 @@ std::vector<Namespace::Entry> some_history(std::uint64_t seed, int steps) {
   SeededRandom random(seed);
   std::vector<InodeId> directories{kRootInode}, files;
   FoldPatchesCommand late;  // of some time ago
+  InodeId reserved;
   const auto name = [&] { return std::string(1, static_cast<char>('a' + random.below(6))); };
   const auto directory = [&] { return directories[random.below(directories.size())]; };
   for (int i = 0; i < steps; ++i) {
@@ -70,6 +71,15 @@ std::vector<Namespace::Entry> some_history(std::uint64_t seed, int steps) {
         d.mutate(ReleaseOrphansOp{{file}});
         d.mutate(CreateUnnamedOp{directory(), 0600, 1, 2, 022, random.below(2) == 0});
         d.mutate(NoteReadsOp{{{file, at(d.sequence.value())}}});
+        reserved = d.mutate(ReserveInodesOp{2}).inode;
+        for (std::uint64_t n = 0; n < 2; ++n) {
+          MakeFileOp make;
+          make.create.parent = directory();
+          make.create.name = name();
+          make.create.inode = make.content.inode = InodeId(reserved.value() + n);
+          make.content.size_bytes = n;
+          d.mutate(make, std::string(n, 'm'));
+        }
         break;
       case 12:
         d.run(d.command(PruneHistoryCommand{LogIndex(random.below(d.log.size() + 1)), 20}));

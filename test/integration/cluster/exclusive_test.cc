@@ -1,0 +1,611 @@
+// Files that a mount makes in a directory that it has alone: real at once where they are made, one
+// log round to their close, and seen by everybody else as soon as anybody else looks.
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <boost/json.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <memory>
+#include <set>
+#include <thread>
+
+#include "test/integration/cluster/files.h"
+#include "test/support/mini_cluster.h"
+
+namespace fermata::test {
+namespace {
+
+namespace json = boost::json;
+
+/// What became of files on a mount, by the words of `fermata cache stat`.
+long happened(MiniCluster& cluster, const std::string& mnt, const char* what) {
+  const RunResult result = cluster.fermata("cache stat --json " + mnt);
+  const json::value document = json::parse(result.out);
+  const auto& counts = document.as_object().at("commits").as_object();
+  const auto found = counts.find(what);
+  return found == counts.end() ? 0 : found->value().to_number<long>();
+}
+
+long made_here(MiniCluster& cluster, const std::string& mnt) {
+  return happened(cluster, mnt, "made here");
+}
+
+/// Makes and removes files in `directory` until the mount has it alone.
+void have_alone(MiniCluster& cluster, const std::string& mnt, const std::string& directory) {
+  int number = 0;
+  REQUIRE(eventually([&] {
+    const long before = made_here(cluster, mnt);
+    const std::string name = directory + "/.warm" + std::to_string(number++);
+    write_file(name, "x");
+    REQUIRE(unlink(name.c_str()) == 0);
+    return made_here(cluster, mnt) > before;
+  }));
+}
+
+std::set<std::string> names_in(const std::string& directory) {
+  std::set<std::string> names;
+  DIR* dir = opendir(directory.c_str());
+  REQUIRE(dir != nullptr);
+  while (const dirent* entry = readdir(dir)) {
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.insert(name);
+  }
+  closedir(dir);
+  return names;
+}
+
+/// A file that another process has open: what this one starts (programs close what they inherit,
+/// and a close commits) does not touch it.
+class Held {
+ public:
+  explicit Held(const std::string& path) {
+    int ends[2];
+    REQUIRE(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
+    child_ = fork();
+    if (child_ == 0) {
+      ::close(ends[0]);
+      serve(ends[1], path);
+    }
+    ::close(ends[1]);
+    socket_ = ends[0];
+    REQUIRE(answer().error == 0);
+  }
+  ~Held() {
+    Message message;
+    message.what = 'q';
+    (void)send(socket_, &message, sizeof message, MSG_NOSIGNAL);
+    ::close(socket_);
+    waitpid(child_, nullptr, 0);
+  }
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+  void pwrite(const std::string& bytes, off_t at) { CHECK(ask('w', at, bytes).error == 0); }
+  std::string pread(std::size_t size, off_t at) {
+    return ask('r', at, std::string(size, ' ')).bytes;
+  }
+  nlink_t nlink() { return static_cast<nlink_t>(std::stoul(ask('n', 0, "").bytes)); }
+  int fsync() { return ask('s', 0, "").error; }
+  int lock() { return ask('l', 0, "").error; }
+  int close() { return ask('c', 0, "").error; }
+
+ private:
+  static constexpr std::size_t kMax = 4096;
+  struct Message {
+    char what = 0;
+    int error = 0;
+    off_t at = 0;
+    std::size_t size = 0;
+    char bytes[kMax];
+  };
+  struct Answer {
+    int error = 0;
+    std::string bytes;
+  };
+  Answer ask(char what, off_t at, const std::string& bytes) {
+    Message message;
+    message.what = what;
+    message.at = at;
+    message.size = bytes.size();
+    bytes.copy(message.bytes, kMax);
+    REQUIRE(send(socket_, &message, sizeof message, 0) == sizeof message);
+    return answer();
+  }
+  Answer answer() const {
+    Message message;
+    REQUIRE(recv(socket_, &message, sizeof message, 0) == sizeof message);
+    return {message.error, std::string(message.bytes, message.size)};
+  }
+  [[noreturn]] static void serve(int socket, const std::string& path) {
+    const int fd = open(path.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0644);
+    Message message;
+    message.error = fd < 0 ? errno : 0;
+    message.size = 0;
+    for (;;) {
+      if (send(socket, &message, sizeof message, MSG_NOSIGNAL) != sizeof message) _exit(0);
+      if (recv(socket, &message, sizeof message, 0) != sizeof message) _exit(0);
+      if (message.what == 'q') _exit(0);
+      ssize_t done = 0;
+      struct stat st {};
+      errno = 0;
+      if (message.what == 'w') done = ::pwrite(fd, message.bytes, message.size, message.at);
+      if (message.what == 'r') done = ::pread(fd, message.bytes, message.size, message.at);
+      if (message.what == 's') done = ::fsync(fd);
+      if (message.what == 'l') done = ::flock(fd, LOCK_EX | LOCK_NB);
+      if (message.what == 'c') done = ::close(fd);
+      if (message.what == 'n') done = ::fstat(fd, &st);
+      message.error = done < 0 ? errno : 0;
+      message.size = message.what == 'r' && done > 0 ? static_cast<std::size_t>(done) : 0;
+      if (message.what == 'n') {
+        const std::string number = std::to_string(st.st_nlink);
+        message.size = number.copy(message.bytes, kMax);
+      }
+    }
+  }
+  int socket_ = -1;
+  pid_t child_ = 0;
+};
+
+/// Two mounts, and a directory that the first one has alone.
+struct Two {
+  explicit Two(const std::string& options = {})
+      : cluster({3, true, options}), a(cluster.mnt()), b(cluster.mount_another(options)) {
+    REQUIRE(mkdir((a + "/d").c_str(), 0777) == 0);
+    have_alone(cluster, a, a + "/d");
+  }
+  /// Made on the first mount, and held open: nothing of it was sent.
+  std::unique_ptr<Held> make(const std::string& name) {
+    const long before = made_here(cluster, a);
+    auto fd = std::make_unique<Held>(a + "/d/" + name);
+    REQUIRE(made_here(cluster, a) == before + 1);
+    return fd;
+  }
+  MiniCluster cluster;
+  const std::string a, b;
+};
+
+TEST_CASE("exclusive: create, write and close of a small file is one call", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string dir = cluster.mnt() + "/d";
+  REQUIRE(mkdir(dir.c_str(), 0755) == 0);
+  have_alone(cluster, cluster.mnt(), dir);
+  auto before = cluster.rpc_counts(cluster.mnt());
+  for (int i = 0; i < 100; ++i) write_file(dir + "/f" + std::to_string(i), "content");
+  auto after = cluster.rpc_counts(cluster.mnt());
+  CHECK(after["mutate"] - before["mutate"] == 100);
+  CHECK(after["lookup"] == before["lookup"]);
+  CHECK(after["getattr"] == before["getattr"]);
+  // Empty ones, too.
+  for (int i = 0; i < 20; ++i) write_file(dir + "/e" + std::to_string(i), "");
+  before = after;
+  after = cluster.rpc_counts(cluster.mnt());
+  CHECK(after["mutate"] - before["mutate"] == 20);
+  const std::string b = cluster.mount_another();
+  CHECK(names_in(b + "/d").size() == 120);
+  for (int i = 0; i < 100; ++i) REQUIRE(read_file(b + "/d/f" + std::to_string(i)) == "content");
+  CHECK(stat_of(b + "/d/e7").st_size == 0);
+  CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("exclusive: a file that is not sent is real on its mount", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  const std::string path = two.a + "/d/f";
+  const struct stat before = stat_of(two.a + "/d");
+  const auto fd = two.make("f");
+  const struct stat made = stat_of(path);
+  CHECK(made.st_size == 0);
+  CHECK(made.st_nlink == 1);
+  const struct stat dir = stat_of(two.a + "/d");
+  CHECK(dir.st_size == before.st_size + 32);
+  CHECK((dir.st_mtim.tv_sec > before.st_mtim.tv_sec ||
+         (dir.st_mtim.tv_sec == before.st_mtim.tv_sec &&
+          dir.st_mtim.tv_nsec > before.st_mtim.tv_nsec)));
+  fd->pwrite("abc", 0);
+  CHECK(read_file(path) == "abc");
+  CHECK(stat_of(path).st_size == 3);
+  CHECK(stat_of(path).st_ino == made.st_ino);
+  {
+    const Fd again(path, O_RDWR);
+    again.pwrite("X", 1);
+  }
+  CHECK(fd->pread(10, 0) == "aXc");
+  CHECK(errno_of(open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY, 0644)) == EEXIST);
+  fd->pwrite("!", 3);
+  CHECK(fd->close() == 0);
+  const struct stat closed = stat_of(path);
+  CHECK(closed.st_ino == made.st_ino);
+  CHECK(closed.st_mtim.tv_sec == closed.st_ctim.tv_sec);
+  CHECK(closed.st_mtim.tv_nsec == closed.st_ctim.tv_nsec);
+  CHECK(read_file(two.b + "/d/f") == "aXc!");
+  CHECK(stat_of(two.b + "/d/f").st_ino == made.st_ino);
+  CHECK(names_in(two.a + "/d") == std::set<std::string>{"f"});
+}
+
+TEST_CASE("exclusive: another mount sees a file that is still open, by name and in listings",
+          "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  {
+    const auto fd = two.make("by-name");
+    CHECK(exists(two.b + "/d/by-name"));
+    CHECK(stat_of(two.b + "/d/by-name").st_ino == stat_of(two.a + "/d/by-name").st_ino);
+    fd->pwrite("later", 0);
+  }
+  CHECK(read_file(two.b + "/d/by-name") == "later");
+  have_alone(two.cluster, two.a, two.a + "/d");
+  {
+    const auto fd = two.make("listed");
+    CHECK(names_in(two.b + "/d") == std::set<std::string>{"by-name", "listed"});
+    fd->pwrite("x", 0);
+  }
+  have_alone(two.cluster, two.a, two.a + "/d");
+  {
+    const auto fd = two.make("counted");
+    CHECK(stat_of(two.b + "/d").st_size == 3 * 32);  // the directory's attributes tell of it
+  }
+  CHECK(two.cluster.digests_equal());
+}
+
+TEST_CASE("exclusive: what another mount changes in the directory comes after what was made there",
+          "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  const auto f = two.make("f");
+  f->pwrite("f", 0);
+  CHECK(errno_of(mkdir((two.b + "/d/f").c_str(), 0755)) == EEXIST);
+  have_alone(two.cluster, two.a, two.a + "/d");
+  const auto g = two.make("g");
+  REQUIRE(unlink((two.b + "/d/g").c_str()) == 0);
+  CHECK(!exists(two.a + "/d/g"));
+  CHECK(g->nlink() == 0);
+  g->pwrite("still mine", 0);
+  CHECK(g->pread(10, 0) == "still mine");
+  have_alone(two.cluster, two.a, two.a + "/d");
+  const auto h = two.make("h");
+  h->pwrite("h", 0);
+  REQUIRE(rename((two.b + "/d/h").c_str(), (two.b + "/moved").c_str()) == 0);
+  CHECK(!exists(two.a + "/d/h"));
+  CHECK(h->close() == 0);
+  CHECK(read_file(two.b + "/moved") == "h");
+  CHECK(read_file(two.a + "/moved") == "h");
+  have_alone(two.cluster, two.a, two.a + "/d");
+  const auto i = two.make("i");
+  CHECK(errno_of(rmdir((two.b + "/d").c_str())) == ENOTEMPTY);
+  CHECK(i->close() == 0);
+  CHECK(f->close() == 0);
+  CHECK(names_in(two.b + "/d") == std::set<std::string>{"f", "i"});
+  CHECK(two.cluster.digests_equal());
+}
+
+TEST_CASE("exclusive: of two mounts that make the same names with O_EXCL one wins each",
+          "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  constexpr int kNames = 300;
+  std::atomic<int> wins_a{0}, wins_b{0};
+  std::atomic<int> strange{0};
+  const auto run = [&](const std::string& mnt, std::atomic<int>& wins) {
+    for (int i = 0; i < kNames; ++i) {
+      const std::string path = mnt + "/d/n" + std::to_string(i);
+      const int fd = open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY, 0644);
+      if (fd < 0) {
+        if (errno != EEXIST) ++strange;
+        continue;
+      }
+      ++wins;
+      if (write(fd, mnt.data(), mnt.size()) != static_cast<ssize_t>(mnt.size())) ++strange;
+      if (close(fd) != 0) ++strange;
+    }
+  };
+  std::thread other([&] { run(two.b, wins_b); });
+  run(two.a, wins_a);
+  other.join();
+  CHECK(strange == 0);
+  CHECK(wins_a + wins_b == kNames);
+  int of_a = 0;
+  for (int i = 0; i < kNames; ++i) {
+    const std::string name = "/d/n" + std::to_string(i);
+    const std::string content = read_file(two.b + name);
+    REQUIRE((content == two.a || content == two.b));
+    REQUIRE(read_file(two.a + name) == content);
+    of_a += content == two.a ? 1 : 0;
+  }
+  CHECK(of_a == wins_a);
+  CHECK(two.cluster.digests_equal());
+}
+
+TEST_CASE("exclusive: whatever needs the cluster to know the file sends it first", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  const std::string d = two.a + "/d/";
+  std::vector<std::unique_ptr<Held>> open_files;
+  const auto make = [&](const char* name) {
+    open_files.push_back(two.make(name));
+    return open_files.back().get();
+  };
+  make("chmod");
+  CHECK(chmod((d + "chmod").c_str(), 0600) == 0);
+  CHECK((stat_of(two.b + "/d/chmod").st_mode & 07777) == 0600);
+  have_alone(two.cluster, two.a, two.a + "/d");
+  make("old");
+  CHECK(rename((d + "old").c_str(), (d + "new").c_str()) == 0);
+  CHECK(exists(two.b + "/d/new"));
+  CHECK(!exists(two.b + "/d/old"));
+  have_alone(two.cluster, two.a, two.a + "/d");
+  make("target");
+  write_file(d + "source", "source");
+  CHECK(rename((d + "source").c_str(), (d + "target").c_str()) == 0);
+  CHECK(read_file(two.b + "/d/target") == "source");
+  have_alone(two.cluster, two.a, two.a + "/d");
+  make("one");
+  CHECK(link((d + "one").c_str(), (d + "two").c_str()) == 0);
+  CHECK(stat_of(d + "one").st_nlink == 2);
+  CHECK(stat_of(two.b + "/d/two").st_nlink == 2);
+  have_alone(two.cluster, two.a, two.a + "/d");
+  make("xattr");
+  CHECK(setxattr((d + "xattr").c_str(), "user.a", "v", 1, 0) == 0);
+  char value[8];
+  CHECK(getxattr((two.b + "/d/xattr").c_str(), "user.a", value, sizeof value) == 1);
+  have_alone(two.cluster, two.a, two.a + "/d");
+  CHECK(make("locked")->lock() == 0);
+  {
+    const Fd other(two.b + "/d/locked", O_RDWR);
+    CHECK(errno_of(flock(other.get(), LOCK_EX | LOCK_NB)) == EWOULDBLOCK);
+  }
+  have_alone(two.cluster, two.a, two.a + "/d");
+  make("in-moved");
+  CHECK(rename((two.a + "/d").c_str(), (two.a + "/e").c_str()) == 0);
+  CHECK(exists(two.b + "/e/in-moved"));
+  open_files.clear();
+  CHECK(names_in(two.b + "/e") == std::set<std::string>{"chmod", "new", "target", "one", "two",
+                                                        "xattr", "locked", "in-moved"});
+  CHECK(two.cluster.digests_equal());
+}
+
+TEST_CASE("exclusive: a file that goes before it was sent costs no call", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string dir = cluster.mnt() + "/d";
+  REQUIRE(mkdir(dir.c_str(), 0755) == 0);
+  have_alone(cluster, cluster.mnt(), dir);
+  const auto before = cluster.rpc_counts(cluster.mnt());
+  for (int i = 0; i < 50; ++i) {
+    const std::string path = dir + "/tmp" + std::to_string(i);
+    const Fd fd(path, O_CREAT | O_EXCL | O_RDWR);
+    REQUIRE(unlink(path.c_str()) == 0);
+    REQUIRE(!exists(path));
+    fd.pwrite("scratch", 0);
+    REQUIRE(fd.pread(7, 0) == "scratch");
+    struct stat st {};
+    REQUIRE(fstat(fd.get(), &st) == 0);
+    REQUIRE(st.st_nlink == 0);
+  }
+  CHECK(cluster.rpc_counts(cluster.mnt()) == before);
+  CHECK(happened(cluster, cluster.mnt(), "removed before they were sent") == 50);
+  CHECK(names_in(dir).empty());
+  {
+    // What is asked of one that is open after all works as on any removed file.
+    const Fd fd(dir + "/gone", O_CREAT | O_EXCL | O_RDWR);
+    fd.pwrite("bytes", 0);
+    REQUIRE(unlink((dir + "/gone").c_str()) == 0);
+    struct stat before_it {
+    }, st{};
+    REQUIRE(fstat(fd.get(), &before_it) == 0);
+    CHECK(fchmod(fd.get(), 0600) == 0);
+    CHECK(fchown(fd.get(), 5, 6) == 0);
+    CHECK(fsetxattr(fd.get(), "user.a", "v", 1, 0) == 0);
+    CHECK(flock(fd.get(), LOCK_EX | LOCK_NB) == 0);
+    REQUIRE(fstat(fd.get(), &st) == 0);
+    CHECK(st.st_ino == before_it.st_ino);
+    CHECK((st.st_mode & 07777) == 0600);
+    CHECK(st.st_uid == 5);
+    CHECK(st.st_nlink == 0);
+    CHECK(st.st_size == 5);
+    CHECK(fd.pread(10, 0) == "bytes");
+    fd.pwrite("more", 5);
+    CHECK(fd.pread(10, 0) == "bytesmore");
+  }
+  CHECK(rmdir(dir.c_str()) == 0);
+  CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("exclusive: a file that came and went has changed its directory", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  const struct stat before = stat_of(two.b + "/d");
+  have_alone(two.cluster, two.a, two.a + "/d");  // makes and removes some
+  {
+    const Fd fd(two.a + "/d/f", O_CREAT | O_EXCL | O_RDWR);
+    REQUIRE(unlink((two.a + "/d/f").c_str()) == 0);
+  }
+  const struct stat here = stat_of(two.a + "/d");
+  const struct stat there = stat_of(two.b + "/d");
+  const struct stat later = stat_of(two.a + "/d");
+  const auto ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_nsec; };
+  CHECK(ns(here.st_mtim) > ns(before.st_mtim));
+  CHECK(ns(there.st_mtim) == ns(here.st_mtim));
+  CHECK(ns(there.st_ctim) == ns(here.st_ctim));
+  CHECK(ns(later.st_mtim) == ns(here.st_mtim));
+}
+
+TEST_CASE("exclusive: who made a file commits it, whoever owns it by then", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  REQUIRE(chmod((two.a + "/d").c_str(), 0777) == 0);
+  have_alone(two.cluster, two.a, two.a + "/d");
+  REQUIRE(seteuid(1001) == 0);
+  Fd fd(two.a + "/d/hers", O_CREAT | O_EXCL | O_RDWR, 0444);
+  REQUIRE(seteuid(0) == 0);
+  CHECK(stat_of(two.a + "/d/hers").st_uid == 1001);
+  REQUIRE(chown((two.a + "/d/hers").c_str(), 1000, -1) == 0);
+  fd.pwrite("text", 0);
+  CHECK_NOTHROW(fd.close());
+  CHECK(read_file(two.b + "/d/hers") == "text");
+}
+
+TEST_CASE("exclusive: a file that is written and as empty as before is made", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  {
+    const Fd fd(two.a + "/d/f", O_CREAT | O_EXCL | O_RDWR);
+    REQUIRE(fallocate(fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 100, 283) == 0);
+  }
+  {
+    const Fd fd(two.a + "/d/g", O_CREAT | O_EXCL | O_RDWR);
+    fd.pwrite("x", 0);
+    REQUIRE(ftruncate(fd.get(), 0) == 0);
+    CHECK(errno_of(close(dup(fd.get()))) == 0);
+  }
+  CHECK(stat_of(two.b + "/d/f").st_size == 0);
+  CHECK(stat_of(two.b + "/d/g").st_size == 0);
+}
+
+TEST_CASE("exclusive: a file that stays open is sent after a while, and by fsync at once",
+          "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  const auto synced = two.make("synced");
+  synced->pwrite("synced", 0);
+  REQUIRE(synced->fsync() == 0);
+  const auto beside = two.make("beside");
+  {
+    const Fd dir(two.a + "/d", O_RDONLY | O_DIRECTORY);
+    REQUIRE(fsync(dir.get()) == 0);
+  }
+  CHECK(happened(two.cluster, two.a, "sent empty") == 1);
+  const auto left = two.make("left");
+  left->pwrite("left", 0);
+  CHECK(eventually([&] { return happened(two.cluster, two.a, "sent empty") == 2; }));
+  two.cluster.kill_mount(two.a);
+  CHECK(read_file(two.b + "/d/synced") == "synced");
+  CHECK(stat_of(two.b + "/d/beside").st_size == 0);
+  CHECK(stat_of(two.b + "/d/left").st_size == 0);
+}
+
+TEST_CASE(
+    "exclusive: a mount that dies holds others up for its lease at most, and loses only what was "
+    "not closed",
+    "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string b = cluster.mnt();
+  const std::string a = cluster.mount_another();
+  REQUIRE(mkdir((a + "/d").c_str(), 0777) == 0);
+  have_alone(cluster, a, a + "/d");
+  write_file(a + "/d/closed", "closed");
+  const long before = made_here(cluster, a);
+  Held open_file(a + "/d/open");
+  open_file.pwrite("never closed", 0);
+  REQUIRE(made_here(cluster, a) == before + 1);
+  cluster.kill_mount(a);
+  const auto began = std::chrono::steady_clock::now();
+  const auto names = names_in(b + "/d");
+  CHECK(names.contains("closed"));
+  write_file(b + "/d/mine", "mine");
+  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(25));
+  CHECK(read_file(b + "/d/closed") == "closed");
+  // What it left is no trouble for the next one: it is committed if the cluster came to know the
+  // file, and set aside otherwise.
+  const RunResult again = cluster.mount_with(a, a + ".cache");
+  CAPTURE(again.out);
+  REQUIRE(again.exit_code == 0);
+  CHECK(read_file(a + "/d/mine") == "mine");
+  const bool known = names.contains("open");
+  CHECK(eventually([&] {
+    const RunResult stat = cluster.fermata("cache stat --json " + a);
+    const json::value document = json::parse(stat.out);
+    const long kept = document.as_object().at("conflict_files").to_number<long>();
+    return known ? read_file(b + "/d/open") == "never closed" : kept == 1;
+  }));
+  CHECK(names_in(b + "/d").size() == (known ? 3U : 2U));
+}
+
+TEST_CASE("exclusive: files made before a failover are there after it", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  for (int round = 0; round < 3; ++round) {
+    CAPTURE(round);
+    have_alone(two.cluster, two.a, two.a + "/d");
+    const std::string name = "r" + std::to_string(round);
+    const auto one = two.make(name + "-seen");
+    const auto other = two.make(name + "-closed");
+    other->pwrite("content", 0);
+    const auto gone = two.make(name + "-gone");
+    const int dead = two.cluster.kill_primary();
+    CHECK(exists(two.b + "/d/" + name + "-seen"));
+    CHECK(other->close() == 0);
+    CHECK(read_file(two.b + "/d/" + name + "-closed") == "content");
+    REQUIRE(unlink((two.a + "/d/" + name + "-gone").c_str()) == 0);
+    CHECK(!exists(two.b + "/d/" + name + "-gone"));
+    two.cluster.restart_node(dead);
+  }
+  CHECK(two.cluster.digests_equal());
+}
+
+TEST_CASE("exclusive: a listing that was there before is learnt, and stays right", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  for (int i = 0; i < 500; ++i) write_file(two.b + "/d/old" + std::to_string(i), "old");
+  have_alone(two.cluster, two.a, two.a + "/d");
+  for (int i = 0; i < 500; i += 50) {
+    const std::string path = two.a + "/d/old" + std::to_string(i);
+    REQUIRE(errno_of(open(path.c_str(), O_CREAT | O_EXCL | O_WRONLY, 0644)) == EEXIST);
+    REQUIRE(read_file(path) == "old");
+  }
+  for (int i = 0; i < 50; ++i) write_file(two.a + "/d/new" + std::to_string(i), "new");
+  CHECK(names_in(two.a + "/d").size() == 550);
+  CHECK(names_in(two.b + "/d").size() == 550);
+}
+
+TEST_CASE("exclusive: a large file is made before its content is sent", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  const std::string bytes = random_bytes(3 << 20, 1);
+  const auto fd = two.make("large");
+  for (std::size_t at = 0; at < bytes.size(); at += 4096)
+    fd->pwrite(bytes.substr(at, 4096), static_cast<off_t>(at));
+  CHECK(fd->close() == 0);
+  CHECK(happened(two.cluster, two.a, "sent empty") == 1);
+  CHECK(read_file(two.b + "/d/large") == bytes);
+}
+
+TEST_CASE("exclusive: setgid directories, modes and umask are as the cluster has them",
+          "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  REQUIRE(chown((two.a + "/d").c_str(), 0, 1234) == 0);
+  REQUIRE(chmod((two.a + "/d").c_str(), 02777) == 0);
+  have_alone(two.cluster, two.a, two.a + "/d");
+  const auto fd = two.make("f");
+  const struct stat here = stat_of(two.a + "/d/f");
+  const struct stat there = stat_of(two.b + "/d/f");
+  CHECK(here.st_gid == 1234);
+  CHECK(there.st_gid == 1234);
+  CHECK(here.st_mode == there.st_mode);
+  CHECK(here.st_ctim.tv_sec == there.st_ctim.tv_sec);
+  CHECK(here.st_ctim.tv_nsec == there.st_ctim.tv_nsec);
+}
+
+TEST_CASE("exclusive: it can be turned off", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster({3, true, "noexclusive"});
+  const std::string dir = cluster.mnt() + "/d";
+  REQUIRE(mkdir(dir.c_str(), 0755) == 0);
+  auto before = cluster.rpc_counts(cluster.mnt());
+  for (int i = 0; i < 50; ++i) write_file(dir + "/f" + std::to_string(i), "content");
+  auto after = cluster.rpc_counts(cluster.mnt());
+  CHECK(after["mutate"] - before["mutate"] == 100);
+  CHECK(made_here(cluster, cluster.mnt()) == 0);
+}
+
+}  // namespace
+}  // namespace fermata::test
