@@ -43,6 +43,7 @@ TEST_CASE("faults: a full cache disk gives ENOSPC, keeps what is there and recov
   const std::string disk = cluster.small_disk("disk", "48m");
   const std::string mnt = cluster.root() + "/mnt";
   REQUIRE(cluster.mount_with(mnt, disk + "/cache", options).exit_code == 0);
+  const std::string other = cluster.mount_another();
   const std::string before = random_bytes(2 * kMiB, 7);
   write_file(mnt + "/small", "kept");
   write_file(mnt + "/before", before);
@@ -69,6 +70,7 @@ TEST_CASE("faults: a full cache disk gives ENOSPC, keeps what is there and recov
     // Even on a disk full of what was never closed a new daemon starts, and commits it.
     Fd left(mnt + "/left", O_CREAT | O_RDWR);
     CHECK(fill(left, 64 * kMiB) == ENOSPC);
+    CHECK(at(other, "ls left").exit_code == 0);  // or it may be this mount's alone for a second
     cluster.kill_mount(mnt);
     const RunResult again = cluster.mount_with(mnt, disk + "/cache", options);
     CAPTURE(again.out);
@@ -84,7 +86,6 @@ TEST_CASE("faults: a full cache disk gives ENOSPC, keeps what is there and recov
     CHECK(read_file(mnt + "/f" + std::to_string(i)) == random_bytes(3 * kMiB, i));
   CHECK(read_file(mnt + "/small") == "kept");
   // Too large to be brought here; the others are not harmed by the attempt.
-  const std::string other = cluster.mount_another();
   write_file(other + "/large", random_bytes(60 * kMiB, 9));
   CHECK(read_error(mnt + "/large") == ENOSPC);
   CHECK(read_file(mnt + "/f3") == random_bytes(3 * kMiB, 3));
