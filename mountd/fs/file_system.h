@@ -508,9 +508,19 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   /// The same from outside the gate: in the background, for the cluster that asks for it.
   void begin_hand_back(InodeId inode, LockSpace space);
   awaitable<void> hand_back(LoopContext& at, InodeId inode, LockSpace space);
-  /// After a last close: hands back what stays unused.
+  /// After a last close, or a grant that came later: hands back what stays unused.
   void expect_hand_back(LoopContext& at, InodeId inode);
   awaitable<void> hand_back_unused(LoopContext& at);
+  /// A round of it, on one loop.
+  struct Unused {
+    explicit Unused(boost::asio::any_io_executor executor)
+        : done(std::make_shared<Signal>(std::move(executor))) {}
+    std::vector<InodeId> left;
+    std::size_t running = 0;
+    std::shared_ptr<Signal> done;
+  };
+  awaitable<void> hand_back_some(LoopContext& at, std::shared_ptr<Unused> round);
+  bool is_open(InodeId inode);
 
   // lock_release.cc
   bool releases_write(const LockOp& op) const;

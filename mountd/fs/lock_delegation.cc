@@ -111,32 +111,51 @@ void FileSystem::expect_hand_back(LoopContext& at, InodeId inode) {
   background(at, "hand back locks", hand_back_unused(at));
 }
 
+bool FileSystem::is_open(InodeId inode) {
+  const auto files = table_.files_of(inode);
+  return std::ranges::any_of(files, [](const FilePtr& file) {
+    MutexLock lock(file->mutex);
+    return file->opens != 0;
+  });
+}
+
 boost::asio::awaitable<void> FileSystem::hand_back_unused(LoopContext& at) {
   constexpr auto kUnusedFor = std::chrono::seconds(1);
+  constexpr std::size_t kAtOnce = 32;
   while (true) {
     const std::error_code stop = co_await at.env->sleep_for(kUnusedFor);
     if (stop) co_return;  // the mount ends, and its session with it
-    std::set<InodeId> unused;
+    const auto round = std::make_shared<Unused>(at.env->executor());
     {
       MutexLock lock(unused_mutex_);
-      unused.swap(unused_);
+      round->left.assign(unused_.begin(), unused_.end());
+      unused_.clear();
     }
-    for (const InodeId inode : unused) {
-      const auto files = table_.files_of(inode);
-      const bool open = std::ranges::any_of(files, [](const FilePtr& file) {
-        MutexLock lock(file->mutex);
-        return file->opens != 0;
-      });
-      for (const LockSpace space : kSpaces) {
-        const auto now = locks_.delegation(inode, space, session_.id());
-        if (!open && now != Delegation::kNone) co_await hand_back(at, inode, space);
-      }
+    round->running = std::min(kAtOnce, round->left.size());
+    for (std::size_t i = round->running; i > 0; --i)
+      background(at, "hand back locks", hand_back_some(at, round));
+    if (round->running != 0) {
+      const auto error = co_await round->done->wait();
+      if (error) co_return;
     }
     MutexLock lock(unused_mutex_);
     if (!unused_.empty()) continue;
     unused_running_ = false;
     co_return;
   }
+}
+
+boost::asio::awaitable<void> FileSystem::hand_back_some(LoopContext& at,
+                                                        std::shared_ptr<Unused> round) {
+  while (!round->left.empty()) {
+    const InodeId inode = round->left.back();
+    round->left.pop_back();
+    for (const LockSpace space : kSpaces) {
+      const auto now = locks_.delegation(inode, space, session_.id());
+      if (now != Delegation::kNone && !is_open(inode)) co_await hand_back(at, inode, space);
+    }
+  }
+  if (--round->running == 0) round->done->set({});
 }
 
 }  // namespace fermata::mountd

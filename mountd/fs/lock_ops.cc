@@ -296,6 +296,9 @@ Task<LockList> FileSystem::change_lock(LoopContext& at, Credentials who, LockOp 
       locks_.set_delegation(op.inode, op.space, session, HeldLocks::Delegation::kUnsure);
     }
   }
+  const auto delegation = locks_.delegation(op.inode, op.space, session);
+  if (delegation != HeldLocks::Delegation::kNone && !is_open(op.inode))
+    expect_hand_back(at, op.inode);
   const bool gone = !reply && !acquires && reply.error() == Errc::kSessionExpired;
   if (!reply && !gone) co_return reply.error();
   if (reply && reply->delegated) {

@@ -422,5 +422,51 @@ TEST_CASE("locks: a delegation goes back after the last close", "[locks]") {
   CHECK(took < 2s);  // a session's lease is 10 s
 }
 
+TEST_CASE("locks: a delegation that is granted after the last close goes back, too", "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  write_file(a + "/f", "x");
+  write_file(a + "/g", "x");
+  Fd fd(a + "/g", O_RDWR);
+  REQUIRE(becomes_delegated(cluster, a, fd));  // the primary has heard of all nodes
+  const long mutations = cluster.rpc_counts(a)["mutate"];
+  const std::string node = cluster.dir() + "/node" + std::to_string(cluster.primary()) + ".pid";
+  const pid_t primary = daemon_of(node);
+  Child child([&] {
+    const int locks = open((a + "/f").c_str(), O_RDWR);
+    kill(primary, SIGSTOP);  // for less than it takes the others to miss it, as a rule
+    return flock(locks, LOCK_EX);
+  });
+  const bool asked = eventually([&] { return sleeps_in(child.pid(), 73 /* flock */); });
+  kill(child.pid(), SIGKILL);
+  (void)child.wait();
+  kill(primary, SIGCONT);
+  REQUIRE(asked);
+  // The lock, and what gives it back.
+  CHECK(eventually([&] { return cluster.rpc_counts(a)["mutate"] >= mutations + 2; }, 10s));
+}
+
+TEST_CASE("locks: many delegations go back, each once", "[locks]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  constexpr int kFiles = 300;
+  const auto path = [&](int i) { return a + "/f" + std::to_string(i); };
+  for (int i = 0; i < kFiles; ++i) write_file(path(i), "x");
+  Fd fd(path(0), O_RDWR);
+  REQUIRE(becomes_delegated(cluster, a, fd));
+  const auto mutations = [&] { return cluster.rpc_counts(a)["mutate"]; };
+  const long before = mutations();
+  for (int i = 1; i < kFiles; ++i) {
+    Fd lock(path(i), O_RDWR);
+    REQUIRE(errno_of(flock(lock.get(), LOCK_EX)) == 0);
+  }
+  const long both = before + 2L * (kFiles - 1);
+  CHECK(eventually([&] { return mutations() >= both; }));
+  CHECK_FALSE(eventually([&] { return mutations() > both; }, 1500ms));
+  CHECK(cluster.digests_equal());
+}
+
 }  // namespace
 }  // namespace fermata::test
