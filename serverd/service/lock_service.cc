@@ -187,6 +187,8 @@ void LockService::tidy() {
     return;
   }
   const TimePoint now = node_.env.now();
+  if (now < next_tidy_) return;  // it walks over all files
+  next_tidy_ = now + kTick;
   std::erase_if(contended_, [&](const auto& each) { return now - each.second >= kCoolDown; });
   for (auto at = queues_.begin(); at != queues_.end();) {
     const auto here = at++;
@@ -337,7 +339,10 @@ bool LockService::may_delegate(SessionId session, const LockOp& op) {
   if (!node_.all_know(kLevelLockDelegation)) return false;
   tidy();
   const Key key{op.inode, op.space};
-  if (contended_.contains(key) || recalls_.contains(key)) return false;
+  const auto contended = contended_.find(key);
+  const bool lately =
+      contended != contended_.end() && node_.env.now() - contended->second < kCoolDown;
+  if (lately || recalls_.contains(key)) return false;
   const auto found = queues_.find(key);
   if (found == queues_.end()) return true;
   const LockOwner owner{session, op.owner};

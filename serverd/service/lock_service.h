@@ -71,7 +71,7 @@ class LockService {
     Signal changed;
   };
 
-  /// Forgets the queues of an older term, and who has stopped asking.
+  /// Forgets the queues of an older term; now and then, who has stopped asking.
   void tidy();
   std::shared_ptr<Queue> queue_of(const Key& key);
   std::shared_ptr<Waiter> waiter_of(const Queue& queue, const LockOwner& owner,
@@ -90,6 +90,7 @@ class LockService {
   std::map<Key, std::shared_ptr<Queue>> queues_;
   std::size_t waiting_ = 0;
   bool ticking_ = false;
+  TimePoint next_tidy_{};
   std::map<Key, std::shared_ptr<Signal>> recalls_;  // under way
   std::map<Key, TimePoint> contended_;              // when more than one wanted it last
 };
