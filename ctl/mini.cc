@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <optional>
 
 #include "common/net/free_port.h"
 #include "ctl/commands.h"
@@ -29,6 +30,7 @@ using namespace std::chrono_literals;
 
 constexpr auto kServerName = "fermata-serverd";
 constexpr auto kMountName = "fermata-mountd";
+constexpr std::size_t kNodes = 3;
 
 struct Mini {
   std::string dir;
@@ -40,6 +42,13 @@ struct Mini {
   std::string node_dir(std::size_t node) const { return dir + "/node" + std::to_string(node); }
   std::string pidfile(std::size_t node) const { return node_dir(node) + ".pid"; }
   std::string log(std::size_t node) const { return node_dir(node) + ".log"; }
+  std::string cache_dir() const { return dir + "/cache"; }
+  /// The daemon that serves the mount point is its own.
+  bool serves() const {
+    const auto cache = cache_dir_of(mount_point);
+    return cache && *cache == cache_dir();
+  }
+  bool is_mounted() const { return serves() && is_fermata_mount(mount_point); }
   pid_t pid(std::size_t node) const { return running_pid(pidfile(node), kServerName); }
   std::string servers() const {
     std::string list;
@@ -78,10 +87,15 @@ Status save(const Mini& mini) {
   return {};
 }
 
+std::string absolute_of(const std::string& path) {
+  std::string wanted = fs::absolute(path).lexically_normal().string();
+  while (wanted.size() > 1 && wanted.back() == '/') wanted.pop_back();
+  return wanted;
+}
+
 Result<Mini> load(const std::string& dir) {
   Mini mini;
-  mini.dir = fs::absolute(dir).lexically_normal().string();
-  while (mini.dir.size() > 1 && mini.dir.back() == '/') mini.dir.pop_back();
+  mini.dir = absolute_of(dir);
   std::ifstream file(mini.dir + "/mini.json");
   if (!file) return std::errc::no_such_file_or_directory;
   std::string text((std::istreambuf_iterator<char>(file)), {});
@@ -104,6 +118,10 @@ Result<Mini> load(const std::string& dir) {
     return Errc::kBadMessage;
   }
   return mini;
+}
+
+std::string count_of_nodes(std::size_t count) {
+  return std::to_string(count) + (count == 1 ? " storage node" : " storage nodes");
 }
 
 bool start_node(const Context& context, const Mini& mini, std::size_t node) {
@@ -148,7 +166,7 @@ bool has_primary(NodeClient& client, const Mini& mini) {
 
 struct StartFlags {
   std::string dir;
-  std::size_t nodes = 3;
+  std::optional<std::size_t> nodes;
   std::string mount_point;
   std::vector<std::string> options;
 };
@@ -165,16 +183,22 @@ int choose_mount(Mini& mini, const StartFlags& flags) {
     return kExitMountFailed;
   }
   if (!flags.options.empty()) mini.options = flags.options;
-  if (flags.mount_point.empty()) return kExitOk;
-  std::string wanted = fs::absolute(flags.mount_point).lexically_normal().string();
-  while (wanted.size() > 1 && wanted.back() == '/') wanted.pop_back();
-  if (wanted != mini.mount_point && runs) {
-    complain(mini.dir + " is mounted on " + mini.mount_point +
+  const std::string before = mini.mount_point;
+  if (!flags.mount_point.empty()) mini.mount_point = absolute_of(flags.mount_point);
+  const std::string& wanted = mini.mount_point;
+  if (wanted != before && runs) {
+    complain(mini.dir + " is mounted on " + before +
              " already; nothing was changed. A second mount: fermata mount " + mini.dir +
              "/servers " + wanted);
     return kExitMountFailed;
   }
-  mini.mount_point = wanted;
+  // What its own daemon has left there, start takes away.
+  const bool left = wanted == before && is_dead_mount(wanted);
+  if (!wanted.empty() && is_fermata_mount(wanted) && !mini.is_mounted() && !left) {
+    complain(wanted + " is another Fermata mount; nothing was changed. Give another --mount, or " +
+             "first: fermata umount " + wanted);
+    return kExitMountFailed;
+  }
   return kExitOk;
 }
 
@@ -207,9 +231,9 @@ int start(Context& context, const StartFlags& flags) {
       return kExitError;
     }
     mini = std::move(*loaded);
-    if (flags.nodes != mini.addresses.size() && flags.nodes != 3) {
-      complain(flags.dir + " holds a cluster of " + std::to_string(mini.addresses.size()) +
-               " nodes, not " + std::to_string(flags.nodes));
+    if (flags.nodes && *flags.nodes != mini.addresses.size()) {
+      complain(flags.dir + " holds a cluster of " + count_of_nodes(mini.addresses.size()) +
+               ", not " + std::to_string(*flags.nodes) + "; nothing was changed");
       return kExitError;
     }
   } else {
@@ -231,10 +255,9 @@ int start(Context& context, const StartFlags& flags) {
       complain("cannot make " + flags.dir + ": " + error.message());
       return kExitError;
     }
-    mini.dir = fs::absolute(flags.dir).lexically_normal().string();
-    while (mini.dir.size() > 1 && mini.dir.back() == '/') mini.dir.pop_back();
+    mini.dir = absolute_of(flags.dir);
     mini.cluster = random_hex(16);
-    const auto ports = free_loopback_ports(flags.nodes);
+    const auto ports = free_loopback_ports(flags.nodes.value_or(kNodes));
     if (!ports) {
       complain("no free ports on the loopback address: " + ports.error().message());
       return kExitError;
@@ -248,21 +271,26 @@ int start(Context& context, const StartFlags& flags) {
     complain("cannot write in " + mini.dir + ": " + saved.error().message());
     return kExitError;
   }
+  // Without one of them the others can do.
+  std::size_t failed = 0;
   for (std::size_t node = 1; node <= mini.addresses.size(); ++node)
-    if (mini.pid(node) == 0 && !start_node(context, mini, node)) return kExitError;
+    if (mini.pid(node) == 0 && !start_node(context, mini, node)) ++failed;
+  if (failed * 2 > mini.addresses.size()) return kExitError;
 
   NodeClient client;
   if (!wait_until(30s, [&] { return has_primary(client, mini); })) {
     complain("the nodes run but elected no primary within 30 s: see the logs in " + mini.dir);
     return kExitUnavailable;
   }
-  std::printf("%zu storage nodes run in %s: %s\n", mini.addresses.size(), mini.dir.c_str(),
-              mini.servers().c_str());
-  if (!mini.mount_point.empty() && !is_fermata_mount(mini.mount_point)) {
+  const std::size_t running = mini.addresses.size() - failed;
+  std::printf("%s %s in %s: %s\n", count_of_nodes(running).c_str(), running == 1 ? "runs" : "run",
+              mini.dir.c_str(), mini.servers().c_str());
+  if (is_dead_mount(mini.mount_point)) detach(mini.mount_point);
+  if (!mini.mount_point.empty() && !mini.is_mounted()) {
     MountRequest request;
     request.servers = mini.addresses;
     request.mount_point = mini.mount_point;
-    request.cache_dir = mini.dir + "/cache";
+    request.cache_dir = mini.cache_dir();
     request.pidfile = mini.dir + "/mount.pid";
     request.log = mini.dir + "/mount.log";
     request.options = mini.options;
@@ -274,7 +302,7 @@ int start(Context& context, const StartFlags& flags) {
   }
   if (!mini.mount_point.empty()) std::printf("mounted on %s\n", mini.mount_point.c_str());
   print_next(mini);
-  return kExitOk;
+  return failed == 0 ? kExitOk : kExitError;
 }
 
 // ---------------------------------------------------------------- stop, kill, restart
@@ -287,10 +315,15 @@ Result<Mini> load_or_complain(const std::string& dir) {
   return mini;
 }
 
+void complain_killed(const std::string& cache) {
+  complain("the mount daemon did not end and was killed; what it had not committed is in " + cache +
+           " and is committed at the next mount");
+}
+
 /// Ends the mount; what could not be committed is said and stays in the cache.
 int stop_mount(const Mini& mini, bool force) {
-  const std::string cache = mini.dir + "/cache";
-  if (is_fermata_mount(mini.mount_point) && in_use(mini.mount_point))
+  const std::string cache = mini.cache_dir();
+  if (mini.is_mounted() && in_use(mini.mount_point))
     complain(mini.mount_point + " is in use (fuser -vm " + mini.mount_point +
              " says by whom): what is written there from now on is not committed");
   const pid_t pid = running_pid(mini.dir + "/mount.pid", kMountName);
@@ -298,7 +331,7 @@ int stop_mount(const Mini& mini, bool force) {
   if (pid != 0 && force) {
     kill(pid, SIGKILL);
     wait_until(10s, [pid] { return !is_alive(pid); });
-  } else if (pid != 0) {
+  } else if (pid != 0 && mini.serves()) {
     const auto left = end_mount(mini.mount_point, 60s);
     if (left && *left != 0) {
       complain_uncommitted(*left, cache);
@@ -307,12 +340,16 @@ int stop_mount(const Mini& mini, bool force) {
       complain_ended(mini.mount_point, cache);
       code = kExitError;
     } else if (!left && !stop_process(pid, 10s)) {
-      complain("the mount daemon did not end and was killed; what it had not committed is in " +
-               cache + " and is committed at the next mount");
+      complain_killed(cache);
       code = kExitError;
     }
+  } else if (pid != 0 && !stop_process(pid, 10s)) {
+    complain_killed(cache);
+    code = kExitError;
   }
-  if (is_fermata_mount(mini.mount_point)) detach(mini.mount_point);
+  // Another mount may be there meanwhile.
+  const bool left = is_fermata_mount(mini.mount_point) && !cache_dir_of(mini.mount_point);
+  if (left && (pid != 0 || is_dead_mount(mini.mount_point))) detach(mini.mount_point);
   return code;
 }
 
@@ -401,8 +438,8 @@ void add_mini(CLI::App& app, Context& context) {
       "start", "Start the nodes, and the mount if --mount is given; again after a stop");
   auto flags = std::make_shared<StartFlags>();
   verb->add_option("--dir", flags->dir, "Directory for everything: data, cache, logs")->required();
-  verb->add_option("--nodes", flags->nodes, "Storage nodes (1, 3 or 5)")
-      ->default_val(3)
+  verb->add_option("--nodes", flags->nodes, "Storage nodes of a new cluster (1, 3 or 5)")
+      ->default_str(std::to_string(kNodes))
       ->check(CLI::IsMember({std::size_t{1}, std::size_t{3}, std::size_t{5}}));
   verb->add_option("--mount", flags->mount_point, "Mount the tree here; made if it is missing");
   verb->add_option("-o", flags->options, "Mount options, as `fermata mount` takes them")

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -84,7 +85,12 @@ int mount_in_background(const Context& context, const MountRequest& request) {
     return kExitMountFailed;
   }
   if (is_fermata_mount(request.mount_point)) {
-    complain(request.mount_point + " is a Fermata mount already; nothing was changed");
+    complain(request.mount_point +
+             (is_dead_mount(request.mount_point)
+                  ? " is a Fermata mount whose daemon is gone; nothing was changed. First: fermata "
+                    "umount " +
+                        request.mount_point
+                  : " is a Fermata mount already; nothing was changed"));
     return kExitMountFailed;
   }
   if (const std::string why = unknown_hosts(request.servers); !why.empty()) {
@@ -142,6 +148,13 @@ Result<std::string> cache_dir_of(const std::string& mount_point) {
     if (!target.empty() && !cache.empty() && normal(target) == wanted) return cache;
   }
   return std::errc::no_such_process;
+}
+
+bool is_dead_mount(const std::string& mount_point) {
+  struct stat found {};
+  // A daemon that runs may not answer just now: it is not asked.
+  return is_fermata_mount(mount_point) && !cache_dir_of(mount_point) &&
+         stat(mount_point.c_str(), &found) != 0 && errno == ENOTCONN;
 }
 
 std::vector<std::string> mounts_of(const std::vector<std::string>& servers) {

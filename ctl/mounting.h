@@ -31,6 +31,9 @@ std::string default_cache_dir(const std::string& mount_point);
 /// socket.
 Result<std::string> cache_dir_of(const std::string& mount_point);
 
+/// A mount whose daemon is gone: whoever looks there gets ENOTCONN.
+bool is_dead_mount(const std::string& mount_point);
+
 /// Asks the daemon of a mount: one JSON object in, one out.
 Result<std::string> ask_mount(const std::string& mount_point, const std::string& request_json,
                               std::chrono::milliseconds timeout);

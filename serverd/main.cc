@@ -345,7 +345,7 @@ int run(const Flags& flags) {
   if (fresh) {
     identity.rejoining = flags.rejoin || cluster_exists(identity);
     if (identity.rejoining && !flags.rejoin) {
-      complain("the cluster exists already: this node does not vote until it has everything");
+      complain("the other nodes run already: this one votes once it has what they have");
     }
     if (auto written = write_node_file(disk, flags.data_dir, identity); !written) {
       complain(flags.data_dir + "/node.toml: " + written.error().message());

@@ -115,6 +115,55 @@ TEST_CASE("ctl: a start that could not mount is not repeated by the next one", "
   CHECK(write_error(cluster.mnt() + "/f", "x") == EROFS);  // mounted as before
 }
 
+TEST_CASE("ctl: mini start mounts again after its daemon died, and keeps off others' mounts",
+          "[smoke]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string mnt = cluster.mnt();
+  write_file(mnt + "/f", "kept");
+  REQUIRE(run("kill -9 $(cat " + cluster.dir() + "/mount.pid)").exit_code == 0);
+  REQUIRE(eventually([&] { return run("stat " + mnt).exit_code != 0; }));
+  const RunResult second = cluster.fermata("mount " + cluster.dir() + "/servers " + mnt);
+  CHECK(second.exit_code == 32);
+  CHECK(says(second, "whose daemon is gone"));
+  const RunResult again = cluster.fermata("mini start --dir " + cluster.dir());
+  CAPTURE(again.out);
+  REQUIRE(again.exit_code == 0);
+  CHECK(read_file(mnt + "/f") == "kept");
+
+  const std::string dir = cluster.root() + "/other";
+  const RunResult taken = cluster.fermata("mini start --nodes 1 --dir " + dir + " --mount " + mnt);
+  CHECK(taken.exit_code == 32);
+  CHECK(says(taken, "is another Fermata mount"));
+  const RunResult started = cluster.fermata("mini start --nodes 1 --dir " + dir);
+  CAPTURE(started.out);
+  REQUIRE(started.exit_code == 0);
+  CHECK(says(started, "1 storage node runs"));
+  CHECK(cluster.fermata("mini start --nodes 3 --dir " + dir).exit_code != 0);
+  // Its mount point has become another's meanwhile.
+  const std::string point = cluster.root() + "/point";
+  REQUIRE(cluster.fermata("mini start --dir " + dir + " --mount " + point).exit_code == 0);
+  REQUIRE(cluster.fermata("umount " + point).exit_code == 0);
+  REQUIRE(cluster.mount_with(point, cluster.root() + "/point.cache").exit_code == 0);
+  REQUIRE(cluster.fermata("mini stop --dir " + dir).exit_code == 0);
+  CHECK(read_file(point + "/f") == "kept");
+}
+
+TEST_CASE("ctl: mini start does without a node that cannot start", "[smoke]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string mnt = cluster.mnt();
+  write_file(mnt + "/f", "kept");
+  REQUIRE(cluster.fermata("mini stop --dir " + cluster.dir()).exit_code == 0);
+  write_file(cluster.dir() + "/node1/node.toml", "damaged");
+  const RunResult started = cluster.fermata("mini start --dir " + cluster.dir());
+  CAPTURE(started.out);
+  CHECK(started.exit_code == 1);
+  CHECK(says(started, "node 1 did not start"));
+  CHECK(says(started, "2 storage nodes run"));
+  CHECK(read_file(mnt + "/f") == "kept");
+}
+
 TEST_CASE("ctl: a mount that cannot be leaves nothing; one in the foreground ends as it is told",
           "[smoke]") {
   FM_NEEDS_MOUNTS();
