@@ -215,7 +215,12 @@ Task<CacheStore::Fill> FileSystem::begin_fill(LoopContext& at, Attr attr, bool n
   for (;;) {
     auto fill = co_await blocking<CacheStore::Fill>(*at.env, job);
     const bool full = !fill && fill.error() == std::errc::no_space_on_device;
-    if (!full || !store->ever_fits(allocated) || at.env->now() >= deadline) co_return fill;
+    const bool never = full && !store->ever_fits(allocated);
+    if (never) {
+      spdlog::warn("{}: {} MiB do not fit into the cache, of {} MiB (cache-size): it is not opened",
+                   path, allocated >> 20, store->stats().limit_bytes >> 20);
+    }
+    if (!full || never || at.env->now() >= deadline) co_return fill;
     const std::error_code stop = co_await at.env->sleep_for(kPause);
     if (stop) co_return stop;
   }

@@ -56,6 +56,18 @@ TEST_CASE("data: a small cache takes a file as soon as the others are closed or 
   }
 }
 
+TEST_CASE("data: a file that is larger than the cache is not opened, and the log says why",
+          "[data]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string small = cluster.root() + "/small";
+  REQUIRE(cluster.mount_with(small, small + ".cache", "cache-size=20M").exit_code == 0);
+  REQUIRE(run("head -c 30M /dev/urandom > " + cluster.mnt() + "/f").exit_code == 0);
+  CHECK(read_error(small + "/f") == ENOSPC);
+  const RunResult said = run("grep 'do not fit into the cache' " + small + ".log");
+  CHECK(said.out.find("f: 30 MiB") != std::string::npos);
+}
+
 TEST_CASE("data: a small cache takes the newer version of a large file", "[data]") {
   FM_NEEDS_MOUNTS();
   const std::string path = GENERATE(std::string(), std::string(",nopassthrough"));
