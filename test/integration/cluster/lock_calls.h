@@ -7,11 +7,14 @@
 #include <unistd.h>
 
 #include <catch2/catch_test_macros.hpp>
+#include <filesystem>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <string>
 
 #include "test/integration/cluster/files.h"
+#include "test/support/mini_cluster.h"
 
 namespace fermata::test {
 
@@ -60,6 +63,22 @@ class Child {
   pid_t pid_ = -1;
   bool ended_ = false;
 };
+
+/// Stops a process with all its threads, which SIGSTOP alone only begins.
+inline void stop(pid_t pid) {
+  REQUIRE(kill(pid, SIGSTOP) == 0);
+  const auto stopped = [&] {
+    const std::filesystem::path tasks = "/proc/" + std::to_string(pid) + "/task";
+    for (const auto& task : std::filesystem::directory_iterator(tasks)) {
+      std::ifstream file(task.path() / "stat");
+      std::string stat((std::istreambuf_iterator<char>(file)), {});
+      const std::size_t name = stat.rfind(") ");
+      if (name == std::string::npos || stat.at(name + 2) != 'T') return false;
+    }
+    return true;
+  };
+  REQUIRE(eventually(stopped));
+}
 
 /// The process waits in that system call.
 inline bool sleeps_in(pid_t pid, long system_call) {

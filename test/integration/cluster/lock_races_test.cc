@@ -118,7 +118,7 @@ TEST_CASE("locks: one that is asked for while the session is renewed is held by 
   REQUIRE(set_lock(*fds[0], F_OFD_SETLK, F_RDLCK) == 0);
   Fd other(b + "/f0", O_RDWR);
   const pid_t daemon = number_in(cluster.dir() + "/mount.pid");
-  REQUIRE(kill(daemon, SIGSTOP) == 0);
+  stop(daemon);
   const int waited = set_lock(other, F_OFD_SETLKW, F_WRLCK);  // until the session is over
   REQUIRE(kill(daemon, SIGCONT) == 0);
   REQUIRE(waited == 0);
@@ -292,7 +292,7 @@ TEST_CASE("locks: a request that a soft mount gave up holds nothing", "[locks]")
     const std::string pidfile = cluster.dir() + "/node" + std::to_string(node) + ".pid";
     if (node != primary) backups.push_back(number_in(pidfile));
   }
-  for (const pid_t pid : backups) kill(pid, SIGSTOP);
+  for (const pid_t pid : backups) stop(pid);
   const int got = set_lock(mine, F_OFD_SETLK, F_WRLCK, 100, 10);
   for (const pid_t pid : backups) kill(pid, SIGCONT);
   CHECK(got == ETIMEDOUT);

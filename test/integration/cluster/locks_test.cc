@@ -346,7 +346,7 @@ TEST_CASE("locks: a holder whose session is over is fenced", "[locks]") {
   std::ifstream pidfile(cluster.dir() + "/mount.pid");
   pid_t daemon = 0;
   REQUIRE(pidfile >> daemon);
-  REQUIRE(kill(daemon, SIGSTOP) == 0);
+  stop(daemon);
   {
     Fd other(b + "/f", O_RDWR);
     const int got = set_lock(other, F_OFD_SETLKW, F_WRLCK);  // when the session's lease is over
