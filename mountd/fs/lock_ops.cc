@@ -219,11 +219,14 @@ asio::awaitable<void> FileSystem::give_up_lock(LoopContext& at, LockOp op) {
 asio::awaitable<void> FileSystem::run_lock(LoopContext& at, Credentials who, FilePtr file,
                                            LockOp op, std::shared_ptr<LockJob> job) {
   Hold hold(this, file);
-  auto granted = co_await try_lock(at, who, file, op, job->through);
   const HeldLock wanted{{session_.id(), op.owner}, op.range, op.type, op.pid};
   const auto in_the_way = [&] { return locks_.in_the_way(op.inode, op.space, wanted); };
+  // What a close has left behind may be gone by the time that the request has been refused for it.
+  const bool was_in_the_way = in_the_way();
+  auto granted = co_await try_lock(at, who, file, op, job->through);
   const bool here = answers_for(op.inode, op.space, session_.id());
-  if (!granted && would_wait(granted.error()) && (op.ticket == 0 || here) && in_the_way()) {
+  if (!granted && would_wait(granted.error()) && (op.ticket == 0 || here) &&
+      (was_in_the_way || in_the_way())) {
     (void)co_await settle_releases(at, op.inode);
     if (!in_the_way() && !job->given_up)
       granted = co_await try_lock(at, who, file, op, job->through);
