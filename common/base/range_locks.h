@@ -20,8 +20,8 @@ namespace fermata {
 enum class LockSpace : std::uint8_t { kPosix = 1, kFlock = 2 };
 enum class LockType : std::uint8_t { kUnlock = 0, kShared = 1, kExclusive = 2 };
 
-/// A lock's owner: one process' file table or one open file description of one mount. The number is
-/// the kernel's (lock_owner of the FUSE requests).
+/// A lock's owner: one process' file table, whose number is the kernel's (lock_owner of the FUSE
+/// requests), or one open file description of one mount: flock's and OFD locks', with its handle.
 struct LockOwner {
   SessionId session;
   std::uint64_t number = 0;

@@ -54,6 +54,13 @@ void write(Mutation::Commit::Builder b, const CommitOp& op) {
   if (!op.path_hint.empty()) b.setPathHint(blob(op.path_hint));
   b.setOpened(op.opened.value());
 }
+void write_held(schema::Mutation::ReturnLocks::Held::Builder out, const HeldLock& value) {
+  out.setOwner(value.owner.number);
+  out.setFirst(value.range.first);
+  out.setLast(value.range.last);
+  out.setType(static_cast<std::uint8_t>(value.type));
+  out.setPid(value.pid);
+}
 
 struct OpWriter {
   schema::Mutation::Builder out;
@@ -141,13 +148,7 @@ struct OpWriter {
     b.setInode(op.inode.value());
     b.setSpace(static_cast<std::uint8_t>(op.space));
     auto held = b.initHeld(static_cast<unsigned>(op.held.size()));
-    for (unsigned i = 0; i < op.held.size(); ++i) {
-      held[i].setOwner(op.held[i].owner.number);
-      held[i].setFirst(op.held[i].range.first);
-      held[i].setLast(op.held[i].range.last);
-      held[i].setType(static_cast<std::uint8_t>(op.held[i].type));
-      held[i].setPid(op.held[i].pid);
-    }
+    for (unsigned i = 0; i < op.held.size(); ++i) write_held(held[i], op.held[i]);
   }
   void operator()(const SetQuotaOp& op) {
     auto b = out.initSetQuota();
@@ -333,20 +334,24 @@ bool is_range(const LockRange& range) {
   return range.first <= range.last && range.last <= kLockEnd;
 }
 
+Result<HeldLock> read_held(Mutation::ReturnLocks::Held::Reader in) {
+  HeldLock lock;
+  lock.owner.number = in.getOwner();
+  lock.range = {in.getFirst(), in.getLast()};
+  if (in.getType() < 1 || in.getType() > 2) return Errc::kUnsupported;
+  lock.type = static_cast<LockType>(in.getType());
+  lock.pid = in.getPid();
+  if (!is_range(lock.range)) return Errc::kBadMessage;
+  return lock;
+}
+
 Result<ReturnLocksOp> read_return_locks(Mutation::ReturnLocks::Reader in) {
   ReturnLocksOp op;
   op.inode = InodeId(in.getInode());
-  if (in.getSpace() < 1 || in.getSpace() > 2) return Errc::kUnsupported;
-  op.space = static_cast<LockSpace>(in.getSpace());
+  FM_TRY(op.space, wire::read_lock_space(in.getSpace()));
   if (in.getHeld().size() > kLocksPerFileMax) return Errc::kBadMessage;
   for (const auto each : in.getHeld()) {
-    HeldLock lock;
-    lock.owner.number = each.getOwner();
-    lock.range = {each.getFirst(), each.getLast()};
-    if (each.getType() < 1 || each.getType() > 2) return Errc::kUnsupported;
-    lock.type = static_cast<LockType>(each.getType());
-    lock.pid = each.getPid();
-    if (!is_range(lock.range)) return Errc::kBadMessage;
+    FM_TRY(const HeldLock lock, read_held(each));
     op.held.push_back(lock);
   }
   return op;
@@ -369,8 +374,8 @@ void write(schema::Mutation::Lock::Builder out, const LockOp& value) {
 Result<LockOp> read(schema::Mutation::Lock::Reader in) {
   LockOp op;
   op.inode = InodeId(in.getInode());
-  if (in.getSpace() < 1 || in.getSpace() > 2 || in.getType() > 2) return Errc::kUnsupported;
-  op.space = static_cast<LockSpace>(in.getSpace());
+  FM_TRY(op.space, read_lock_space(in.getSpace()));
+  if (in.getType() > 2) return Errc::kUnsupported;
   op.type = static_cast<LockType>(in.getType());
   op.owner = in.getOwner();
   op.range = {in.getFirst(), in.getLast()};

@@ -124,8 +124,8 @@ Result<CallbackRequest::Item> read_item(schema::CallbackRequest::Item::Reader in
 }
 
 Result<CallbackRequest::Recall> read_recall(schema::CallbackRequest::Recall::Reader in) {
-  if (in.getSpace() < 1 || in.getSpace() > 2) return Errc::kUnsupported;
-  return CallbackRequest::Recall{InodeId(in.getInode()), static_cast<LockSpace>(in.getSpace())};
+  FM_TRY(const LockSpace space, wire::read_lock_space(in.getSpace()));
+  return CallbackRequest::Recall{InodeId(in.getInode()), space};
 }
 
 }  // namespace

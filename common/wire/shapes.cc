@@ -46,6 +46,13 @@ Result<QuotaKind> read_quota_kind(std::uint8_t value) {
   return static_cast<QuotaKind>(value);
 }
 
+Result<LockSpace> read_lock_space(std::uint8_t value) {
+  if (value != static_cast<std::uint8_t>(LockSpace::kPosix) &&
+      value != static_cast<std::uint8_t>(LockSpace::kFlock))
+    return Errc::kUnsupported;
+  return static_cast<LockSpace>(value);
+}
+
 Result<FileType> read_file_type(std::uint8_t value) {
   if (value < static_cast<std::uint8_t>(FileType::kRegular) ||
       value > static_cast<std::uint8_t>(FileType::kBlockDevice))

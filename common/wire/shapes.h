@@ -64,6 +64,7 @@ Result<ClusterId> read_cluster(capnp::Data::Reader value);
 Result<FileType> read_file_type(std::uint8_t value);
 /// kUnsupported for one of a newer version.
 Result<QuotaKind> read_quota_kind(std::uint8_t value);
+Result<LockSpace> read_lock_space(std::uint8_t value);
 
 void write(schema::Timestamp::Builder out, const Timestamp& value);
 Result<Timestamp> read(schema::Timestamp::Reader in);

@@ -6,12 +6,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <catch2/catch_test_macros.hpp>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iterator>
 #include <string>
+#include <thread>
 
 #include "test/integration/cluster/files.h"
 #include "test/support/mini_cluster.h"
@@ -36,6 +38,27 @@ inline struct flock get_lock(const Fd& fd, short type, off_t start = 0, off_t le
   struct flock wanted = range(type, start, length);
   REQUIRE(fcntl(fd.get(), F_GETLK, &wanted) == 0);
   return wanted;
+}
+
+/// Each holds its own of two files' locks, and waits for the other's: one of them is told so, and
+/// when it lets go of what it holds the other one goes on.
+inline void check_deadlock_found(const Fd& holds_one, const Fd& wants_two, const Fd& holds_two,
+                                 const Fd& wants_one) {
+  REQUIRE(set_lock(holds_one, F_SETLK, F_WRLCK) == 0);
+  REQUIRE(set_lock(holds_two, F_SETLK, F_WRLCK) == 0);
+  std::atomic<int> first{-1}, second{-1};
+  std::thread one([&] { first = set_lock(wants_two, F_SETLKW, F_WRLCK); });
+  std::thread two([&] { second = set_lock(wants_one, F_SETLKW, F_WRLCK); });
+  CHECK(eventually([&] { return first >= 0 || second >= 0; }));
+  if (second == EDEADLK) {
+    CHECK(set_lock(holds_two, F_SETLK, F_UNLCK) == 0);
+  } else {
+    CHECK(first == EDEADLK);
+    CHECK(set_lock(holds_one, F_SETLK, F_UNLCK) == 0);
+  }
+  one.join();
+  two.join();
+  CHECK((first == 0) != (second == 0));
 }
 
 /// Runs `body` in a child; its exit code, or 128 + signal.

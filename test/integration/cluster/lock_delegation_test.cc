@@ -271,21 +271,7 @@ TEST_CASE("locks: fcntl finds a deadlock over files that two mounts answer for",
   Fd a1(a + "/one", O_RDWR), a2(a + "/two", O_RDWR), b1(b + "/one", O_RDWR), b2(b + "/two", O_RDWR);
   REQUIRE(becomes_delegated(cluster, a, a1));
   REQUIRE(becomes_delegated(cluster, b, b2));
-  REQUIRE(set_lock(a1, F_SETLK, F_WRLCK) == 0);
-  REQUIRE(set_lock(b2, F_SETLK, F_WRLCK) == 0);
-  std::atomic<int> first{-1}, second{-1};
-  std::thread one([&] { first = set_lock(a2, F_SETLKW, F_WRLCK); });
-  std::thread two([&] { second = set_lock(b1, F_SETLKW, F_WRLCK); });
-  CHECK(eventually([&] { return first >= 0 || second >= 0; }));
-  if (second == EDEADLK) {
-    CHECK(set_lock(b2, F_SETLK, F_UNLCK) == 0);
-  } else {
-    CHECK(first == EDEADLK);
-    CHECK(set_lock(a1, F_SETLK, F_UNLCK) == 0);
-  }
-  one.join();
-  two.join();
-  CHECK((first == 0) != (second == 0));
+  check_deadlock_found(a1, a2, b2, b1);
 }
 
 TEST_CASE("locks: a signal ends the wait for a lock of another mount's delegation", "[locks]") {
