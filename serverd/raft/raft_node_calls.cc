@@ -11,7 +11,7 @@ namespace asio = boost::asio;
 void RaftNode::fail_waiting(std::error_code error) {
   for (const auto& [index, proposal] : std::exchange(proposals_, {})) {
     proposal_bytes_ -= proposal->bytes;
-    proposal->finish(error);
+    proposal->finish(Errc::kConnectionLost);  // others may have it in their logs
   }
   const bool role_lost = error == Errc::kConnectionLost;  // a read that got no answer did no harm
   for (const auto& read : std::exchange(reads_, {})) {

@@ -67,8 +67,8 @@ class ReplicatedLog {
     std::string result;  ///< what StateMachine::apply returned for it
   };
   /// Resumes when the command is committed by a majority and applied here. Errors: kNotPrimary
-  /// (surely not committed through this call), kConnectionLost (lost the role meanwhile: it may or
-  /// may not come to be committed), kShuttingDown.
+  /// and kShuttingDown (surely not committed through this call), kConnectionLost (lost the role or
+  /// stopped meanwhile: it may or may not come to be committed).
   virtual Task<Outcome> propose(std::string command) = 0;
   /// Resumes when reads of the applied state are linearizable: at once under the leader lease, else
   /// after a round of heartbeats. kNotPrimary if another primary may exist.

@@ -110,10 +110,11 @@ asio::awaitable<Response> MutateService::mutate(Request request) {
     const auto error = flight->outcome.error();
     co_return error == Errc::kNotPrimary ? not_primary(node_) : failed(error);
   }
-  // The state and the leases may be another primary's by now: then the client asks again there.
-  if (auto status = co_await readable(node_); !status) {
-    co_return status.error() == Errc::kNotPrimary ? not_primary(node_) : failed(status.error());
-  }
+  // The state and the leases may be another primary's by now: then the client asks again there. Not
+  // for kNotPrimary, which would say that nothing was carried out: should its session end before
+  // that, it would do it once more in the next one.
+  if (const auto status = co_await readable(node_); !status)
+    co_return failed(Errc::kConnectionLost);
   co_return reply(flight->request, *flight->outcome);
 }
 

@@ -13,6 +13,7 @@
 #include <atomic>
 #include <boost/json.hpp>
 #include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 #include <memory>
 #include <set>
 #include <thread>
@@ -547,6 +548,71 @@ TEST_CASE("exclusive: files made before a failover are there after it", "[exclus
     REQUIRE(unlink((two.a + "/d/" + name + "-gone").c_str()) == 0);
     CHECK(!exists(two.b + "/d/" + name + "-gone"));
     two.cluster.restart_node(dead);
+  }
+  CHECK(two.cluster.digests_equal());
+}
+
+TEST_CASE("exclusive: a file that is locked here and one that is only here, asked for by another",
+          "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  const bool failover = GENERATE(false, true);
+  CAPTURE(failover);
+  Two two;
+  const Fd mine(two.a + "/d/locked", O_CREAT | O_EXCL | O_RDWR);
+  REQUIRE(eventually([&] {  // delegated
+    const long before = two.cluster.rpc_count(two.a);
+    REQUIRE(errno_of(flock(mine.get(), LOCK_EX)) == 0);
+    return two.cluster.rpc_count(two.a) == before;
+  }));
+  mine.pwrite("written under the lock", 0);
+  have_alone(two.cluster, two.a, two.a + "/d");
+  const auto unsent = two.make("unsent");
+  if (failover) two.cluster.restart_node(two.cluster.kill_primary());
+  const Fd other(two.b + "/d/locked", O_RDWR);
+  CHECK(errno_of(flock(other.get(), LOCK_EX | LOCK_NB)) == EWOULDBLOCK);
+  CHECK(exists(two.b + "/d/unsent"));
+  std::atomic<int> got{-1};
+  std::thread waits([&] { got = errno_of(flock(other.get(), LOCK_EX)); });
+  CHECK(errno_of(flock(mine.get(), LOCK_UN)) == 0);
+  waits.join();
+  CHECK(got == 0);
+  CHECK(other.pread(22, 0) == "written under the lock");
+  CHECK(two.cluster.digests_equal());
+}
+
+TEST_CASE("exclusive: two mounts make files and lock one between them all the time",
+          "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  write_file(two.a + "/d/counter", "10000");
+  constexpr int kRounds = 100;
+  std::atomic<int> errors{0};
+  std::vector<std::thread> threads;
+  for (const std::string& mnt : {two.a, two.b}) {
+    threads.emplace_back([&, mnt] {
+      try {
+        const std::string mine = mnt + "/d/" + (mnt == two.a ? "a" : "b");
+        for (int i = 0; i < kRounds; ++i) {
+          // Now the counter first, now the file; and a lock on what nobody else knows.
+          const Fd made(mine + std::to_string(i), O_CREAT | O_EXCL | O_RDWR);
+          if (i % 3 == 0) made.pwrite("before", 0);
+          const Fd counter(mnt + "/d/counter", O_RDWR);
+          if (flock(counter.get(), LOCK_EX) != 0) throw std::runtime_error("lock");
+          counter.pwrite(std::to_string(std::stoi(counter.pread(5, 0)) + 1), 0);
+          if (i % 2 == 0 && flock(made.get(), LOCK_EX) != 0) throw std::runtime_error("own lock");
+          if (flock(counter.get(), LOCK_UN) != 0) throw std::runtime_error("unlock");
+        }
+      } catch (const std::exception& e) {
+        std::fprintf(stderr, "%s: %s\n", mnt.c_str(), e.what());
+        ++errors;
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  CHECK(errors == 0);
+  for (const std::string& mnt : {two.a, two.b}) {
+    CHECK(read_file(mnt + "/d/counter") == std::to_string(10000 + 2 * kRounds));
+    CHECK(names_in(mnt + "/d").size() == 2 * kRounds + 1);
   }
   CHECK(two.cluster.digests_equal());
 }
