@@ -95,9 +95,9 @@ asio::awaitable<Response> MutateService::mutate(Request request) {
       node_.count("duplicates_applied");
       co_return reply(*message, **known);
     }
-    // Those that are here may be waiting for a return.
-    const bool returns = std::holds_alternative<ReturnLocksOp>(message->op);
-    if (flights_.size() >= node_.config.mutations_max && !returns) co_return failed(Errc::kRetry);
+    // Those that are here may be waiting for it.
+    const bool settles = settles_recall(message->op);
+    if (flights_.size() >= node_.config.mutations_max && !settles) co_return failed(Errc::kRetry);
     flight = std::make_shared<Flight>(std::move(*message), std::move(request.payload),
                                       node_.env.executor());
     flights_.emplace(key, flight);

@@ -236,6 +236,13 @@ Result<MutationPlan> plan_mutation(const Namespace& state, SessionId session, co
   return std::move(planner.plan);
 }
 
+bool settles_recall(const Mutation& op) {
+  const CreateOp* create = create_of(op);
+  if (create != nullptr) return create->inode != InodeId();
+  const auto* set = std::get_if<SetAttrOp>(&op);  // when files came and went
+  return (set != nullptr && set->written) || std::holds_alternative<ReturnLocksOp>(op);
+}
+
 bool takes_room(const Mutation& op) {
   if (const auto* commit = std::get_if<CommitOp>(&op)) return commit->size_bytes != 0;
   return std::holds_alternative<CreateOp>(op) || std::holds_alternative<MakeFileOp>(op) ||

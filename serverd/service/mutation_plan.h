@@ -32,6 +32,9 @@ std::vector<InodeId> directories_of(const Namespace& state, const Mutation& op);
 /// The directories that a create would have for its session alone: its parent, or what it makes.
 const CreateOp* create_of(const Mutation& op);
 
+/// What a mount sends when it is called back for what it alone has answered for: other mutations
+/// may wait for it.
+bool settles_recall(const Mutation& op);
 /// It adds to what is stored: refused when the disks are full.
 bool takes_room(const Mutation& op);
 /// The payload is what the operation says. kBadMessage; kTooLarge.
