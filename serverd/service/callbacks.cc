@@ -16,6 +16,23 @@ constexpr Duration kAttemptTimeout = 3s;
 constexpr Duration kRetryAfter = 20ms;
 }  // namespace
 
+Patience::Patience(const NodeContext& node, SessionId session, double leases)
+    : node_(node),
+      length_(std::chrono::duration_cast<Duration>(node.sessions.lease(session) * leases)),
+      ends_(node.env.now() + length_),
+      seen_at_(node.env.now()),
+      seen_(node.ns->applied_index()) {}
+
+bool Patience::is_over() {
+  const TimePoint now = node_.env.now();
+  const LogIndex applied = node_.ns->applied_index();
+  const bool stands_still = applied == seen_ && node_.log->status().last > applied;
+  if (stands_still) ends_ += now - seen_at_;
+  seen_at_ = now;
+  seen_ = applied;
+  return now >= ends_;
+}
+
 Callbacks::Callbacks(NodeContext& node) : node_(node) {}
 
 Task<std::set<SessionId>> Callbacks::break_leases(std::map<SessionId, CallbackRequest> requests,
@@ -64,22 +81,12 @@ Task<void> Callbacks::recall(std::vector<InodeId> directories, SessionId caller)
 
 asio::awaitable<void> Callbacks::deliver(SessionId session, CallbackRequest request,
                                          std::shared_ptr<Breaking> breaking, Term term) {
-  const Duration patience = node_.sessions.lease(session) * 3 / 2;
-  const TimePoint patience_ends = node_.env.now() + patience;
+  Patience patience(node_, session, 1.5);
   const std::string body = encode(request);
   // On its own even when the mutation that wanted it is given up: the lease table learns the
   // answer.
   while (node_.serves(term) && node_.sessions.knows(session)) {
-    const TimePoint now = node_.env.now();
-    if (now >= patience_ends && !node_.sessions.is_ending(session) &&
-        !node_.sessions.is_doomed(session)) {
-      spdlog::warn(
-          "session {}: no answer to a callback for {} ms; it is not renewed any more and ends with "
-          "its lease in {} ms",
-          session.value(), patience / 1ms, node_.sessions.lease_left(session, now) / 1ms);
-      node_.count("sessions_ended_for_silence");
-      node_.sessions.doom(session);
-    }
+    if (patience.is_over()) give_up(session, "does not answer a callback");
     const auto channel = node_.sessions.channel(session);
     if (!channel || !channel->is_open() || node_.sessions.is_ending(session)) {
       if (const std::error_code stop = co_await node_.env.sleep_for(kRetryAfter); stop) co_return;
@@ -109,6 +116,14 @@ asio::awaitable<void> Callbacks::deliver(SessionId session, CallbackRequest requ
                   answer ? answer->error.message() : answer.error().message());
     if (const std::error_code stop = co_await node_.env.sleep_for(kRetryAfter); stop) co_return;
   }
+}
+
+void Callbacks::give_up(SessionId session, std::string_view why) {
+  if (node_.sessions.is_ending(session) || node_.sessions.is_doomed(session)) return;
+  spdlog::warn("session {} {}: it is not renewed any more and ends with its lease in {} ms",
+               session.value(), why, node_.sessions.lease_left(session, node_.env.now()) / 1ms);
+  node_.count("sessions_ended_for_silence");
+  node_.sessions.doom(session);
 }
 
 void Callbacks::evict(SessionId session) {

@@ -4,7 +4,8 @@
 // failure, until it is answered or the session has ended. A session that keeps its lease but does
 // not answer within one and a half leases is not renewed any more: else one stuck client could hold
 // up everybody for ever. It ends when the lease that it has is over, since until then its client
-// may answer from its caches.
+// may answer from its caches. Time in which the log did not move does not count: what the client
+// has to send before it answers waits for it.
 //
 // Thread-safety: the node's executor.
 #pragma once
@@ -12,11 +13,28 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <string_view>
 #include <vector>
 
 #include "serverd/service/node_context.h"
 
 namespace fermata::serverd {
+
+/// How long a session may keep others waiting for what it owes them.
+class Patience {
+ public:
+  /// It lasts for so many of the session's leases.
+  Patience(const NodeContext& node, SessionId session, double leases);
+  /// To be asked every few seconds at least.
+  bool is_over();
+  Duration length() const { return length_; }
+
+ private:
+  const NodeContext& node_;
+  Duration length_;
+  TimePoint ends_, seen_at_;
+  LogIndex seen_;  ///< how far the state was then
+};
 
 class Callbacks {
  public:
@@ -32,6 +50,9 @@ class Callbacks {
   /// Asks whoever may have made files in the directories by itself, `caller` excepted, and resumes
   /// when what each made is in the state, or its session is over. Errors: as above.
   Task<void> recall(std::vector<InodeId> directories, SessionId caller);
+  /// The session is not renewed any more, and ends with the lease that it has; `why` is for the
+  /// operator. Nothing for one that is known to end.
+  void give_up(SessionId session, std::string_view why);
   /// Asks for the oldest leases of a session that has too many, in the background.
   void evict(SessionId session);
 

@@ -21,6 +21,8 @@ constexpr Duration kTick = 250ms;
 constexpr Duration kCoolDown = 1s;
 /// A return takes its way through the log, which may be slow; the holder may have given it up.
 constexpr Duration kRecallAgainAfter = 3s;
+/// A mount that has answered may have requests of its own before the return.
+constexpr double kLeasesToReturn = 3;
 
 HeldLock wanted_by(SessionId session, const LockOp& op) {
   return {{session, op.owner}, op.range, op.type, op.pid};
@@ -315,20 +317,26 @@ Task<void> LockService::recall(InodeId inode, LockSpace space, SessionId except,
 asio::awaitable<void> LockService::call_back(Key key, SessionId holder,
                                              std::shared_ptr<Signal> over) {
   const Term term = node_.term;
-  CallbackRequest request;
-  request.stamp = node_.leases.next_stamp();
-  request.recalls.push_back({key.first, key.second});
-  std::map<SessionId, CallbackRequest> requests;
-  requests.emplace(holder, std::move(request));
-  (void)co_await node_.callbacks->break_leases(std::move(requests), InodeId());
-  // It has begun to return the list: until that is applied, or the session is over.
-  const TimePoint again_at = node_.env.now() + kRecallAgainAfter;
   const auto has_it = [&] {
     const auto held = node_.ns->locks(key.first, key.second);
-    return held && delegate_of(*held) == holder;
+    return node_.serves(term) && held && delegate_of(*held) == holder;
   };
-  while (node_.serves(term) && node_.env.now() < again_at && has_it()) {
-    if (const auto stop = co_await over->wait()) break;
+  Patience patience(node_, holder, kLeasesToReturn);
+  std::error_code stop;
+  while (!stop && has_it()) {
+    CallbackRequest request;
+    request.stamp = node_.leases.next_stamp();
+    request.recalls.push_back({key.first, key.second});
+    std::map<SessionId, CallbackRequest> requests;
+    requests.emplace(holder, std::move(request));
+    (void)co_await node_.callbacks->break_leases(std::move(requests), InodeId());
+    // It has begun to return the list: until that is applied, or the session is over.
+    const TimePoint again_at = node_.env.now() + kRecallAgainAfter;
+    while (!stop && node_.env.now() < again_at && has_it()) {
+      if (patience.is_over())
+        node_.callbacks->give_up(holder, "does not return the locks it was asked for");
+      stop = co_await over->wait();
+    }
   }
   const auto found = recalls_.find(key);
   if (found != recalls_.end() && found->second == over) recalls_.erase(found);

@@ -129,6 +129,38 @@ TEST_CASE("locks: a return may take its time once the callback is answered", "[s
   CHECK_FALSE((*turn)->free);  // not known in time: it may ask again
 }
 
+TEST_CASE("locks: a mount that answers callbacks and never returns its locks loses its session",
+          "[service]") {
+  Daemons daemons({"--lease-ms", "1500"});
+  daemons.start_all();
+  Client holder(daemons), other(daemons);
+  REQUIRE(holder.open_session().has_value());
+  REQUIRE(other.open_session().has_value());
+  const InodeId file = make_file(holder);
+  REQUIRE(becomes_delegated(holder, file));
+  auto running = std::async(std::launch::async, [&] {
+    const auto until = std::chrono::steady_clock::now() + 30s;
+    while (std::chrono::steady_clock::now() < until) {
+      // What becomes of its own session, which it does not renew meanwhile, is of no interest.
+      LockOp wanted = lock_op(file, LockType::kExclusive);
+      if (other.mutate(wanted).has_value()) return true;
+      if (!other.renew().has_value() && !other.open_session().has_value()) return false;
+    }
+    return false;
+  });
+  const auto begun = std::chrono::steady_clock::now();
+  while (running.wait_for(0s) != std::future_status::ready) {
+    (void)holder.renew();
+    holder.run_for(50ms);
+  }
+  CHECK(running.get());
+  const Status status = holder.renew();
+  REQUIRE_FALSE(status.has_value());
+  CHECK(status.error() == Errc::kSessionExpired);
+  CHECK_FALSE(holder.callbacks.empty());
+  CHECK(std::chrono::steady_clock::now() - begun >= 4500ms);  // it had three leases' time
+}
+
 TEST_CASE("locks: a list is delegated when every node has said that it knows what that is",
           "[service]") {
   Daemons daemons;

@@ -67,6 +67,10 @@ class TestLog final : public ReplicatedLog {
   void spare_room(bool) override {}
   bool trails(NodeId) const override { return false; }
 
+  /// It has so much more than is applied.
+  void pend(std::uint64_t entries) {
+    status_.last = LogIndex(node_.ns->applied_index().value() + entries);
+  }
   void go_on() {
     waits = false;
     go_on_.notify_all();
@@ -198,4 +202,22 @@ TEST_CASE("mutations: what others wait for is taken on although there are too ma
   CHECK(!(*first)->error);
   CHECK(!(*made)->error);
   CHECK(primary.driver.see(kRootInode, "made alone") == reserved);
+}
+
+TEST_CASE("patience: time in which the log stands still does not count", "[service]") {
+  Primary primary;
+  const auto passes = [&](Patience& patience, int seconds) {
+    for (int i = 0; i < seconds; ++i) {
+      primary.scheduler.run_for(1s);
+      if (patience.is_over()) return true;
+    }
+    return false;
+  };
+  Patience patience(primary.node, primary.session, 1.5);  // 15 s
+  CHECK_FALSE(passes(patience, 10));
+  primary.log.pend(1);
+  CHECK_FALSE(passes(patience, 60));
+  primary.log.pend(0);
+  CHECK_FALSE(passes(patience, 3));
+  CHECK(passes(patience, 4));
 }
