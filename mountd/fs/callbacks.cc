@@ -40,15 +40,23 @@ void FileSystem::invalidate_later(NodeTable::Invalidation what) {
 }
 
 asio::awaitable<CallbackReply> FileSystem::on_callback(CallbackRequest request) {
-  const auto had_alone = table_.begin_call_back(request);
-  std::vector<InodeId> unsent;
-  for (const auto& item : request.items) {
-    const auto in = table_.unsent_in(item.inode);
-    unsent.insert(unsent.end(), in.begin(), in.end());
-  }
+  LoopContext& here = loops_.front();
   // What was made in a directory is the cluster's before anybody else looks there.
-  if (!unsent.empty()) co_await send_all(loops_.front(), std::move(unsent), Sending::kForGood);
-  for (const InodeId directory : had_alone) co_await tell_change(loops_.front(), directory);
+  const auto had_alone = table_.begin_call_back(request);
+  std::vector<std::shared_ptr<Signal>> waiters;
+  for (const auto& item : request.items) {
+    auto under_way = handing_over_.find(item.inode);
+    const bool starts = under_way == handing_over_.end();
+    if (starts && !std::ranges::count(had_alone, item.inode)) continue;
+    if (starts) under_way = handing_over_.try_emplace(item.inode).first;
+    waiters.push_back(std::make_shared<Signal>(here.env->executor()));
+    under_way->second.push_back(waiters.back());
+    if (starts) background(here, "hand over", hand_over(here, item.inode));
+  }
+  for (const auto& waiter : waiters) {
+    const std::error_code given_up = co_await waiter->wait();
+    if (given_up) co_return CallbackReply{};  // nobody hears it
+  }
   auto dropped = table_.call_back(request);
   CallbackReply reply;
   reply.open = dropped.open;

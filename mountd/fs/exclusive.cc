@@ -292,6 +292,14 @@ asio::awaitable<void> FileSystem::tell_change(LoopContext& at, InodeId directory
   table_.settle_times(directory);
 }
 
+asio::awaitable<void> FileSystem::hand_over(LoopContext& at, InodeId directory) {
+  auto unsent = table_.unsent_in(directory);
+  if (!unsent.empty()) co_await send_all(at, std::move(unsent), Sending::kForGood);
+  co_await tell_change(at, directory);
+  const auto waiters = handing_over_.extract(directory);
+  for (const auto& waiter : waiters.mapped()) waiter->set({});
+}
+
 Task<void> FileSystem::send_below(LoopContext& at, InodeId inode) {
   if (!inode) {
     // Which one it is, is not known here: it may be any.

@@ -336,6 +336,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<void> send_names(LoopContext& at, InodeId directory);
   /// The cluster knows when the directory was last changed here, by a file that came and went.
   awaitable<void> tell_change(LoopContext& at, InodeId directory);
+  /// What was made in a directory that is called back is the cluster's when it has ended. A
+  /// callback that is given up, and comes again, waits for the same.
+  awaitable<void> hand_over(LoopContext& at, InodeId directory);
   /// Before an own change that depends on it: the inode itself, and what was made in it. None: it
   /// is not known which one it is.
   Task<void> send_below(LoopContext& at, InodeId inode);
@@ -624,6 +627,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   std::map<LockKey, Settling> settling_ FM_GUARDED_BY(settling_mutex_);
 
   InodeReserve reserve_;
+  /// Directories that are handed over, and who waits for it. On the keeper's loop only.
+  std::map<InodeId, std::vector<std::shared_ptr<Signal>>> handing_over_;
   std::atomic<bool> watching_unsent_{false};
   Mutex learning_mutex_;
   std::set<InodeId> learning_ FM_GUARDED_BY(learning_mutex_);

@@ -863,7 +863,7 @@ std::vector<InodeId> NodeTable::begin_call_back(const CallbackRequest& request) 
   for (const auto& item : request.items) {
     Inode& of = inode(item.inode);
     of.called_back = std::max(of.called_back, request.stamp);
-    if (alone(of)) had_alone.push_back(item.inode);
+    if (alone(of) || !of.unsent_names.empty()) had_alone.push_back(item.inode);
     of.alone = Stamp{};
   }
   return had_alone;

@@ -242,7 +242,8 @@ class NodeTable {
     bool all_entries = false;  ///< expire every dentry of the mount
     std::vector<InodeId> open;
   };
-  /// First: no file is made unsent in these directories from here on. Those that were had alone.
+  /// First: no file is made unsent in these directories from here on. Those that were had alone, and
+  /// may have changed here.
   std::vector<InodeId> begin_call_back(const CallbackRequest& request);
   Invalidation call_back(const CallbackRequest& request);
   /// What the kernel must drop when all leases are void.

@@ -219,10 +219,19 @@ void MiniCluster::clean_up() {
   if (std::getenv("FERMATA_KEEP_TEST_DIRS") == nullptr) fs::remove_all(root(), error);
 }
 
-std::string MiniCluster::small_disk(const std::string& name, const std::string& size) {
+std::string MiniCluster::small_disk(const std::string& name, const std::string& kind) {
   const std::string path = dir_ + "/" + name;
   fs::create_directories(path);
-  if (mount("fermata-test", path.c_str(), "tmpfs", 0, ("mode=0755,size=" + size).c_str()) != 0)
+  const std::string ext4 = "ext4:";
+  if (kind.starts_with(ext4)) {
+    const std::string image = root() + "/" + name + ".ext4";
+    const RunResult made =
+        run("truncate -s " + kind.substr(ext4.size()) + " " + image + "; mkfs.ext4 -q " + image +
+            "; mount -o loop " + image + " " + path + "; rmdir " + path + "/lost+found");
+    if (made.exit_code != 0) fail("no ext4 at " + path, made);
+    return path;
+  }
+  if (mount("fermata-test", path.c_str(), "tmpfs", 0, ("mode=0755,size=" + kind).c_str()) != 0)
     throw std::system_error(errno, std::generic_category(), "tmpfs at " + path);
   return path;
 }

@@ -39,8 +39,7 @@ class MiniCluster {
     int nodes = 3;
     bool mount = true;
     std::string mount_options;  ///< for -o
-    /// Sizes of tmpfs ("96m") for the data of node 1, 2, ...; empty: that node has no disk of its
-    /// own.
+    /// small_disk() for the data of node 1, 2, ...; empty: that node has no disk of its own.
     std::vector<std::string> node_disks = {};
   };
   MiniCluster() : MiniCluster(Options()) {}
@@ -62,8 +61,8 @@ class MiniCluster {
   /// the pid file and the log are beside the mount point. `options` as for -o.
   RunResult mount_with(const std::string& mount_point, const std::string& cache_dir,
                        const std::string& options = {});
-  /// A tmpfs of that size ("24m") of the test's own, to be filled; where it is mounted.
-  std::string small_disk(const std::string& name, const std::string& size);
+  /// A tmpfs of that size ("24m") of the test's own, or an ext4 ("ext4:200m"); where it is mounted.
+  std::string small_disk(const std::string& name, const std::string& kind);
   /// SIGKILLs the daemon of a mount point of ours and takes the dead mount away.
   void kill_mount(const std::string& mount_point);
   void umount(const std::string& mount_point);

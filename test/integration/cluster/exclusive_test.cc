@@ -18,6 +18,7 @@
 #include <set>
 #include <thread>
 
+#include "test/integration/cluster/alone.h"
 #include "test/integration/cluster/files.h"
 #include "test/support/mini_cluster.h"
 
@@ -25,31 +26,6 @@ namespace fermata::test {
 namespace {
 
 namespace json = boost::json;
-
-/// What became of files on a mount, by the words of `fermata cache stat`.
-long happened(MiniCluster& cluster, const std::string& mnt, const char* what) {
-  const RunResult result = cluster.fermata("cache stat --json " + mnt);
-  const json::value document = json::parse(result.out);
-  const auto& counts = document.as_object().at("commits").as_object();
-  const auto found = counts.find(what);
-  return found == counts.end() ? 0 : found->value().to_number<long>();
-}
-
-long made_here(MiniCluster& cluster, const std::string& mnt) {
-  return happened(cluster, mnt, "made here");
-}
-
-/// Makes and removes files in `directory` until the mount has it alone.
-void have_alone(MiniCluster& cluster, const std::string& mnt, const std::string& directory) {
-  int number = 0;
-  REQUIRE(eventually([&] {
-    const long before = made_here(cluster, mnt);
-    const std::string name = directory + "/.warm" + std::to_string(number++);
-    write_file(name, "x");
-    REQUIRE(unlink(name.c_str()) == 0);
-    return made_here(cluster, mnt) > before;
-  }));
-}
 
 std::set<std::string> names_in(const std::string& directory) {
   std::set<std::string> names;
