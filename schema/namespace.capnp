@@ -103,6 +103,8 @@ struct Mutation {
     umask @9 :UInt32;
     inode @10 :UInt64;         # reserved; 0: the state gives one
     made @11 :T.Timestamp;     # with inode
+    set @12 :SetAttr;          # with inode; absent: nothing
+    changed @13 :T.Timestamp;  # with set
   }
   struct CreateUnnamed {
     parent @0 :UInt64;
@@ -113,6 +115,8 @@ struct Mutation {
     linkable @5 :Bool;
     inode @6 :UInt64;          # reserved; 0: the state gives one
     made @7 :T.Timestamp;      # with inode
+    set @8 :SetAttr;           # with inode; absent: nothing
+    changed @9 :T.Timestamp;   # with set
   }
   struct Link { inode @0 :UInt64; parent @1 :UInt64; name @2 :Data; }
   struct Unlink { parent @0 :UInt64; name @1 :Data; openHere @2 :Bool; }

@@ -110,7 +110,7 @@ struct Command {
 /// it. It is proposed once every member of the group knows it (schema/README.md).
 enum CommandLevel : std::uint32_t {
   kLevelLockDelegation = 1,        ///< LockOp::delegate, ReturnLocksOp
-  kLevelExclusiveDirectories = 2,  ///< MakeFileOp, ReserveInodesOp
+  kLevelExclusiveDirectories = 3,  ///< MakeFileOp, ReserveInodesOp; CreateOp::set was not in 2
 };
 inline constexpr CommandLevel kCommandLevel = kLevelExclusiveDirectories;
 

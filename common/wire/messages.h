@@ -281,6 +281,20 @@ struct QuotaList {
 
 // ---------------------------------------------------------------- mutations
 
+struct SetAttrOp {
+  InodeId inode;
+  std::optional<std::uint32_t> mode;
+  std::optional<std::uint32_t> uid;
+  std::optional<std::uint32_t> gid;
+  std::optional<Timestamp> atime;
+  std::optional<Timestamp> mtime;
+  bool atime_now = false;  ///< the command's time
+  bool mtime_now = false;
+  bool clear_suid_sgid = false;  ///< killpriv: after a write or chown by one without CAP_FSETID
+  bool written = false;  ///< `mtime` is when a write left the same bytes: the ctime follows it
+  LogIndex opened;       ///< with `written`, clear_suid_sgid: as CommitOp's
+  bool operator==(const SetAttrOp&) const = default;
+};
 /// mknod, mkdir, symlink and the create half of open. The client has decided mode and owner; what
 /// depends on the parent is the state machine's: its group if it is setgid, its default ACL, and
 /// the umask, which counts only without one.
@@ -299,6 +313,9 @@ struct CreateOp {
   /// state gives it one. Only regular files, and only with `exclusive`.
   InodeId inode{};
   Timestamp made{};  ///< with `inode`: when the caller made it
+  /// With `inode`: what its maker has set of it since, times as values, and when.
+  std::optional<SetAttrOp> set{};
+  Timestamp changed{};
   bool operator==(const CreateOp&) const = default;
 };
 /// O_TMPFILE: a regular file without a name, which this session has open. It goes when that closes
@@ -314,6 +331,8 @@ struct CreateUnnamedOp {
   /// As CreateOp's: a file that its maker has shown already, and removed again.
   InodeId inode{};
   Timestamp made{};
+  std::optional<SetAttrOp> set{};
+  Timestamp changed{};
   bool operator==(const CreateUnnamedOp&) const = default;
 };
 struct LinkOp {
@@ -346,20 +365,6 @@ struct RenameOp {
   std::uint32_t flags = 0;
   bool target_open_here = false;  ///< the caller's mount has the replaced file open
   bool operator==(const RenameOp&) const = default;
-};
-struct SetAttrOp {
-  InodeId inode;
-  std::optional<std::uint32_t> mode;
-  std::optional<std::uint32_t> uid;
-  std::optional<std::uint32_t> gid;
-  std::optional<Timestamp> atime;
-  std::optional<Timestamp> mtime;
-  bool atime_now = false;  ///< the command's time
-  bool mtime_now = false;
-  bool clear_suid_sgid = false;  ///< killpriv: after a write or chown by one without CAP_FSETID
-  bool written = false;  ///< `mtime` is when a write left the same bytes: the ctime follows it
-  LogIndex opened;       ///< with `written`, clear_suid_sgid: as CommitOp's
-  bool operator==(const SetAttrOp&) const = default;
 };
 struct SetXattrOp {
   InodeId inode;

@@ -22,6 +22,29 @@ std::optional<std::uint32_t> read_optional(schema::OptionalUInt32::Reader in) {
   return in.isSome() ? std::optional(in.getSome()) : std::nullopt;
 }
 
+void write(Mutation::SetAttr::Builder b, const SetAttrOp& op) {
+  b.setInode(op.inode.value());
+  write(b.initMode(), op.mode);
+  write(b.initUid(), op.uid);
+  write(b.initGid(), op.gid);
+  write(b.initAtime(), op.atime);
+  write(b.initMtime(), op.mtime);
+  b.setAtimeNow(op.atime_now);
+  b.setMtimeNow(op.mtime_now);
+  b.setClearSuidSgid(op.clear_suid_sgid);
+  b.setWritten(op.written);
+  b.setOpened(op.opened.value());
+}
+/// What a file that was made under a reserved id brings with it. Create, CreateUnnamed.
+template <class Builder, class Op>
+void write_made(Builder b, const Op& op) {
+  if (!op.inode) return;
+  b.setInode(op.inode.value());
+  wire::write(b.initMade(), op.made);
+  if (!op.set) return;
+  write(b.initSet(), *op.set);
+  wire::write(b.initChanged(), op.changed);
+}
 void write(Mutation::Create::Builder b, const CreateOp& op) {
   b.setParent(op.parent.value());
   b.setName(blob(op.name));
@@ -33,9 +56,7 @@ void write(Mutation::Create::Builder b, const CreateOp& op) {
   if (!op.symlink_target.empty()) b.setSymlinkTarget(blob(op.symlink_target));
   b.setExclusive(op.exclusive);
   b.setUmask(op.umask);
-  if (!op.inode) return;
-  b.setInode(op.inode.value());
-  wire::write(b.initMade(), op.made);
+  write_made(b, op);
 }
 void write(Mutation::Commit::Builder b, const CommitOp& op) {
   b.setInode(op.inode.value());
@@ -80,9 +101,7 @@ struct OpWriter {
     b.setGid(op.gid);
     b.setUmask(op.umask);
     b.setLinkable(op.linkable);
-    if (!op.inode) return;
-    b.setInode(op.inode.value());
-    wire::write(b.initMade(), op.made);
+    write_made(b, op);
   }
   void operator()(const LinkOp& op) {
     auto b = out.initLink();
@@ -110,20 +129,7 @@ struct OpWriter {
     b.setFlags(op.flags);
     b.setTargetOpenHere(op.target_open_here);
   }
-  void operator()(const SetAttrOp& op) {
-    auto b = out.initSetAttr();
-    b.setInode(op.inode.value());
-    write(b.initMode(), op.mode);
-    write(b.initUid(), op.uid);
-    write(b.initGid(), op.gid);
-    write(b.initAtime(), op.atime);
-    write(b.initMtime(), op.mtime);
-    b.setAtimeNow(op.atime_now);
-    b.setMtimeNow(op.mtime_now);
-    b.setClearSuidSgid(op.clear_suid_sgid);
-    b.setWritten(op.written);
-    b.setOpened(op.opened.value());
-  }
+  void operator()(const SetAttrOp& op) { write(out.initSetAttr(), op); }
   void operator()(const SetXattrOp& op) {
     auto b = out.initSetXattr();
     b.setInode(op.inode.value());
@@ -169,6 +175,33 @@ struct OpWriter {
   }
 };
 
+Result<SetAttrOp> read_setattr(Mutation::SetAttr::Reader in) {
+  SetAttrOp op;
+  op.inode = InodeId(in.getInode());
+  op.mode = read_optional(in.getMode());
+  if (op.mode && (*op.mode & ~07777U) != 0) return Errc::kBadMessage;
+  op.uid = read_optional(in.getUid());
+  op.gid = read_optional(in.getGid());
+  FM_TRY(op.atime, read_optional(in.getAtime()));
+  FM_TRY(op.mtime, read_optional(in.getMtime()));
+  op.atime_now = in.getAtimeNow();
+  op.mtime_now = in.getMtimeNow();
+  op.clear_suid_sgid = in.getClearSuidSgid();
+  op.written = in.getWritten();
+  op.opened = LogIndex(in.getOpened());
+  return op;
+}
+template <class Reader, class Op>
+Status read_made(Reader in, Op& op) {
+  FM_TRY(op.made, read(in.getMade()));
+  if (!in.hasSet()) return {};
+  FM_TRY(op.set, read_setattr(in.getSet()));
+  FM_TRY(op.changed, read(in.getChanged()));
+  const SetAttrOp& set = *op.set;
+  const bool of_commits = set.written || set.clear_suid_sgid || set.opened;
+  const bool own = set.inode == op.inode && !set.atime_now && !set.mtime_now && !of_commits;
+  return own ? Status() : Status(Errc::kBadMessage);
+}
 Result<CreateOp> read_create(Mutation::Create::Reader in) {
   CreateOp op;
   op.parent = InodeId(in.getParent());
@@ -187,7 +220,7 @@ Result<CreateOp> read_create(Mutation::Create::Reader in) {
   op.inode = InodeId(in.getInode());
   if (!op.inode) return op;
   if (op.type != FileType::kRegular || !op.exclusive) return Errc::kBadMessage;
-  FM_TRY(op.made, read(in.getMade()));
+  FM_CHECK(read_made(in, op));
   return op;
 }
 Result<CreateUnnamedOp> read_create_unnamed(Mutation::CreateUnnamed::Reader in) {
@@ -201,7 +234,7 @@ Result<CreateUnnamedOp> read_create_unnamed(Mutation::CreateUnnamed::Reader in) 
   op.linkable = in.getLinkable();
   op.inode = InodeId(in.getInode());
   if (!op.inode) return op;
-  FM_TRY(op.made, read(in.getMade()));
+  FM_CHECK(read_made(in, op));
   return op;
 }
 Result<LinkOp> read_link(Mutation::Link::Reader in) {
@@ -227,22 +260,6 @@ Result<RenameOp> read_rename(Mutation::Rename::Reader in) {
   FM_TRY(op.new_name, read_name(in.getNewName()));
   op.flags = in.getFlags();
   op.target_open_here = in.getTargetOpenHere();
-  return op;
-}
-Result<SetAttrOp> read_setattr(Mutation::SetAttr::Reader in) {
-  SetAttrOp op;
-  op.inode = InodeId(in.getInode());
-  op.mode = read_optional(in.getMode());
-  if (op.mode && (*op.mode & ~07777U) != 0) return Errc::kBadMessage;
-  op.uid = read_optional(in.getUid());
-  op.gid = read_optional(in.getGid());
-  FM_TRY(op.atime, read_optional(in.getAtime()));
-  FM_TRY(op.mtime, read_optional(in.getMtime()));
-  op.atime_now = in.getAtimeNow();
-  op.mtime_now = in.getMtimeNow();
-  op.clear_suid_sgid = in.getClearSuidSgid();
-  op.written = in.getWritten();
-  op.opened = LogIndex(in.getOpened());
   return op;
 }
 Result<std::string> read_xattr_name(capnp::Data::Reader in) {

@@ -139,6 +139,49 @@ Task<FileSystem::Created> FileSystem::open_made_here(LoopContext& at, Credential
   co_return created;
 }
 
+// What its maker may do as the owner, or as root. The rest is the cluster's to judge.
+Task<std::optional<AttrReplyValue>> FileSystem::set_here(LoopContext& at, Credentials who,
+                                                         NodeHandle node, SetAttributes set) {
+  using Answer = std::optional<AttrReplyValue>;
+  const auto held = table_.hold(node);
+  if (!held || !held->file) co_return Answer();
+  const FilePtr file = held->file;
+  const Hold hold(this, file);
+  if (!file->unsent.load() || set.has(kSetSize)) co_return Answer();
+  FM_CO_TRY(const auto pass, co_await file->content_gate.enter());  // it is not being sent
+  const auto what = table_.unsent(file->inode);
+  const auto view = table_.find(node);
+  if (!what || !view || who != what->who) co_return Answer();
+  const Attr attr = view->attr;
+  const bool root = who.uid == 0;
+  if (!root && who.uid != attr.uid) co_return Answer();
+  SetAttrOp op;
+  if (set.has(kSetMode)) op.mode = set.mode & 07777;
+  if (set.has(kSetUid)) op.uid = options_.identity.cluster_uid(set.uid);
+  if (set.has(kSetGid)) op.gid = options_.identity.cluster_gid(set.gid);
+  if (op.uid == attr.uid) op.uid.reset();
+  if (op.gid == attr.gid) op.gid.reset();
+  if ((op.uid || op.gid) && !root) co_return Answer();
+  const bool special = ((attr.mode | op.mode.value_or(0)) & (S_ISUID | S_ISGID)) != 0;
+  if (special) co_return Answer();  // who may set them, and what clears them
+  const Timestamp now = wall_time();
+  if (set.has(kSetAtime)) op.atime = set.has(kSetAtimeNow) ? now : from_timespec(set.atime);
+  if (set.has(kSetMtime)) op.mtime = set.has(kSetMtimeNow) ? now : from_timespec(set.mtime);
+  if (view->noted_read && !op.atime) op.atime = attr.atime;
+  const auto changed = table_.set_unsent(node, op, now);
+  if (!changed) co_return Answer();
+  if (op.atime) table_.clear_read(file->inode);
+  if (op.mtime) {
+    const Attr fresh = changed->attr;
+    const auto job = [this, file, fresh, set] { return set_backing_times(file, fresh, set); };
+    FM_CO_CHECK(co_await blocking<void>(*at.env, job));
+  }
+  count("set here");
+  const auto after = newest_view(node);
+  if (!after) co_return Answer();
+  co_return AttrReplyValue{stat_of(*after), attr_timeout(*after), {}};
+}
+
 // ------------------------------------------------------------------------------------- sending
 
 Task<void> FileSystem::send_file(LoopContext& at, InodeId inode) {
@@ -170,6 +213,8 @@ Task<void> FileSystem::send_nameless(LoopContext& at, FilePtr file, Unsent what)
   op.linkable = false;
   op.inode = what.op.inode;
   op.made = what.op.made;
+  op.set = what.op.set;
+  op.changed = what.op.changed;
   Mutation mutation = op;
   const auto reply = co_await at.client->mutate(what.who, std::move(mutation), {}, what.session);
   if (!reply) co_return session_is_over(reply.error()) ? from_errno(ESTALE) : reply.error();

@@ -500,6 +500,8 @@ void FileSystem::setattr(Ctx ctx, NodeHandle node, const SetAttributes& set, Att
 Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, NodeHandle node,
                                             SetAttributes set, bool squashed) {
   if (options_.read_only) co_return std::errc::read_only_file_system;
+  FM_CO_TRY(const auto here, co_await set_here(at, who, node, set));
+  if (here) co_return *here;
   if (const auto inode = table_.inode_of(node)) FM_CO_CHECK(co_await send_below(at, *inode));
   FM_CO_TRY(auto view, co_await fresh_view(at, who, node));
   if (set.has(kSetSize)) {
@@ -522,9 +524,9 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
     if (!op.mtime_now) op.mtime = from_timespec(set.mtime);
   }
   op.clear_suid_sgid = set.has(kSetKillSuidGid) && (view.attr.mode & (S_ISUID | S_ISGID)) != 0;
+  constexpr std::uint32_t kValues = kSetMode | kSetUid | kSetGid | kSetSize | kSetAtime | kSetMtime;
   // chown(path, -1, -1) of a file that loses setuid or setgid by it is for its owner, which the
   // kernel leaves to us. The same request comes from a write that takes them away.
-  constexpr std::uint32_t kValues = kSetMode | kSetUid | kSetGid | kSetSize | kSetAtime | kSetMtime;
   const bool kills = (view.attr.mode & S_ISUID) != 0 ||
                      (view.attr.mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP);
   const bool written_to = view.file && view.file->writers.load() != 0;

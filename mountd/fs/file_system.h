@@ -295,6 +295,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                        std::string name);
   Task<void> do_unlink(LoopContext& at, Credentials who, NodeHandle parent, std::string name,
                        bool directory);
+  Task<void> let_close_end(InodeId inode);
   Task<bool> unlink_unsent(LoopContext& at, InodeId inode);
   Task<void> do_rename(LoopContext& at, Credentials who, NodeHandle parent, std::string name,
                        NodeHandle new_parent, std::string new_name, std::uint32_t flags);
@@ -318,6 +319,9 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                                 const CreateOp& op);
   Task<Created> open_made_here(LoopContext& at, Credentials who, InodeId parent, View view,
                                OpenWish wish);
+  /// chmod, chown and utimens of a file that is not sent yet; none if the cluster is to be asked.
+  Task<std::optional<AttrReplyValue>> set_here(LoopContext& at, Credentials who, NodeHandle node,
+                                               SetAttributes set);
   /// The cluster knows the file when this has succeeded.
   Task<void> send_file(LoopContext& at, InodeId inode);
   Task<void> send_empty(LoopContext& at, FilePtr file, Unsent what);

@@ -218,6 +218,7 @@ Task<void> FileSystem::do_unlink(LoopContext& at, Credentials who, NodeHandle pa
       if (!file_in_use(child)) discard_copies(child);
       co_return Status{};
     }
+    FM_CO_CHECK(co_await let_close_end(child));
   }
   // Unknown counts as open; if it was not, the cluster is told at once.
   const bool open_here = !directory && (!child || file_in_use(child));
@@ -238,6 +239,22 @@ Task<void> FileSystem::do_unlink(LoopContext& at, Credentials who, NodeHandle pa
   if (open_here && reply->removed && reply->removed->nlink == 0 &&
       !file_in_use(reply->removed->inode)) {
     release_orphan(reply->removed->inode);
+  }
+  co_return Status{};
+}
+
+// After close(2) a small file is looked at once more (close_writer()): it is not open for that, and
+// the cluster need not keep it as an orphan.
+Task<void> FileSystem::let_close_end(InodeId inode) {
+  for (const FilePtr& file : table_.files_of(inode)) {
+    const auto view = table_.find(file->node);
+    if (!view || view->attr.size_bytes > kChunkSizeBytes) continue;
+    {
+      MutexLock lock(file->mutex);
+      if (file->opens != 0 || file->commit_running) continue;
+    }
+    if (file->holds.load() == 0 || file->mapped.load() || file->sticky.load()) continue;
+    FM_CO_CHECK(co_await file->content_gate.enter());
   }
   co_return Status{};
 }

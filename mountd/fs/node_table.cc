@@ -519,6 +519,26 @@ std::optional<Unsent> NodeTable::unsent(InodeId id) {
   return *of->unsent;
 }
 
+std::optional<NodeTable::View> NodeTable::set_unsent(NodeHandle handle, const SetAttrOp& set,
+                                                     Timestamp now) {
+  MutexLock lock(mutex_);
+  const auto found = nodes_.find(raw(handle));
+  if (found == nodes_.end()) return std::nullopt;
+  Inode& of = inode(found->second.inode);
+  if (!of.unsent) return std::nullopt;
+  CreateOp& op = of.unsent->op;
+  if (!op.set) op.set.emplace();
+  op.set->inode = op.inode;
+  Attr& attr = of.attr;
+  if (set.mode) attr.mode = *(op.set->mode = set.mode);
+  if (set.uid) attr.uid = *(op.set->uid = set.uid);
+  if (set.gid) attr.gid = *(op.set->gid = set.gid);
+  if (set.atime) attr.atime = *(op.set->atime = set.atime);
+  if (set.mtime) attr.mtime = *(op.set->mtime = set.mtime);
+  attr.ctime = op.changed = std::max(attr.ctime, now);
+  return view(found->second, of);
+}
+
 std::vector<InodeId> NodeTable::unsent_in(InodeId id) {
   MutexLock lock(mutex_);
   const Inode* of = peek_inode(id);

@@ -145,6 +145,8 @@ class NodeTable {
   /// cluster will. None: not here (it has to be asked), or the name may be taken.
   std::optional<View> make_unsent(Unsent what, Timestamp now);
   std::optional<Unsent> unsent(InodeId inode);
+  /// Attributes of a file that is not sent: they go with it. `set` has values only.
+  std::optional<View> set_unsent(NodeHandle node, const SetAttrOp& set, Timestamp now);
   std::vector<InodeId> unsent_in(InodeId directory);
   std::vector<InodeId> all_unsent();
   /// Sending it has failed, for now.
@@ -242,8 +244,8 @@ class NodeTable {
     bool all_entries = false;  ///< expire every dentry of the mount
     std::vector<InodeId> open;
   };
-  /// First: no file is made unsent in these directories from here on. Those that were had alone, and
-  /// may have changed here.
+  /// First: no file is made unsent in these directories from here on. Those that were had alone,
+  /// and may have changed here.
   std::vector<InodeId> begin_call_back(const CallbackRequest& request);
   Invalidation call_back(const CallbackRequest& request);
   /// What the kernel must drop when all leases are void.

@@ -60,6 +60,17 @@ InodeRecord new_inode(const CreateOp& op, const InodeRecord& parent, const Times
   return record;
 }
 
+/// What the maker of a reserved inode has set of it before anybody knew it.
+Outcome set_since(OpContext& context, const SetAttrOp& set, const Timestamp& changed) {
+  FM_TRY(auto result, apply_op(context, set));
+  if (result.error != 0) return result;
+  FM_TRY(auto record, context.txn.inode(set.inode));
+  if (!record) return Errc::kCorruptStore;
+  record->ctime = std::max(record->btime, made_at(changed, context.now()));
+  FM_CHECK(context.txn.put_inode(set.inode, std::move(*record)));
+  return result;
+}
+
 }  // namespace
 
 Outcome apply_op(OpContext& context, const CreateOp& op) {
@@ -100,6 +111,7 @@ Outcome apply_op(OpContext& context, const CreateOp& op) {
   if (is_directory) ++parent.nlink;
   touch(parent, op.inode ? std::max(parent.ctime, when) : when);
   FM_CHECK(txn.put_inode(op.parent, std::move(parent)));
+  if (op.set) return set_since(context, *op.set, op.changed);
   CommandResult result;
   result.inode = inode;
   return result;
@@ -164,6 +176,7 @@ Outcome apply_op(OpContext& context, const CreateUnnamedOp& op) {
   if (!fits) return refuse(std::errc::no_space_on_device);
   FM_CHECK(txn.put_inode(inode, std::move(record)));
   txn.put(Family::kOrphans, key_of(inode, session), encode_text({}));
+  if (op.set) return set_since(context, *op.set, op.changed);
   CommandResult result;
   result.inode = inode;
   return result;

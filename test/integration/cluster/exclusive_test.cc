@@ -348,6 +348,70 @@ TEST_CASE("exclusive: whatever needs the cluster to know the file sends it first
   CHECK(two.cluster.digests_equal());
 }
 
+TEST_CASE("exclusive: what its maker sets of a file goes with it", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  REQUIRE(chmod((two.a + "/d").c_str(), 0777) == 0);
+  have_alone(two.cluster, two.a, two.a + "/d");
+  const auto mutations = [&] { return two.cluster.rpc_counts(two.a)["mutate"]; };
+  const auto same = [&](const std::string& name) {
+    const struct stat here = stat_of(two.a + "/d/" + name), there = stat_of(two.b + "/d/" + name);
+    const auto ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_nsec; };
+    CHECK(there.st_mode == here.st_mode);
+    CHECK(there.st_uid == here.st_uid);
+    CHECK(there.st_gid == here.st_gid);
+    CHECK(there.st_size == here.st_size);
+    CHECK(ns(there.st_mtim) == ns(here.st_mtim));
+    CHECK(ns(there.st_atim) == ns(here.st_atim));
+    CHECK(ns(there.st_ctim) == ns(here.st_ctim));
+    return there;
+  };
+  const timespec times[2] = {{1'000'000, 5}, {2'000'000, 7}};
+  const long before = mutations();
+  {
+    Fd fd(two.a + "/d/untarred", O_CREAT | O_EXCL | O_WRONLY);
+    fd.pwrite("content", 0);
+    REQUIRE(futimens(fd.get(), times) == 0);
+    REQUIRE(fchown(fd.get(), 7, 8) == 0);
+    REQUIRE(fchmod(fd.get(), 0440) == 0);
+    const struct stat now = stat_of(two.a + "/d/untarred");
+    CHECK(now.st_mtim.tv_sec == 2'000'000);
+    CHECK(now.st_uid == 7);
+    CHECK((now.st_mode & 07777) == 0440);
+  }
+  CHECK(mutations() == before + 1);
+  const struct stat untarred = same("untarred");
+  CHECK(untarred.st_mode == (S_IFREG | 0440));
+  CHECK(untarred.st_uid == 7);
+  CHECK(untarred.st_gid == 8);
+  CHECK(untarred.st_mtim.tv_sec == 2'000'000);
+  CHECK(untarred.st_mtim.tv_nsec == 7);
+  CHECK(untarred.st_atim.tv_nsec == 5);
+
+  have_alone(two.cluster, two.a, two.a + "/d");
+  {
+    // Written after its time was set; seen by another while it is open, without content.
+    Held fd(two.a + "/d/open");
+    REQUIRE(utimensat(AT_FDCWD, (two.a + "/d/open").c_str(), times, 0) == 0);
+    REQUIRE(chmod((two.a + "/d/open").c_str(), 0600) == 0);
+    CHECK(same("open").st_mtim.tv_sec == 2'000'000);
+    fd.pwrite("later", 0);
+  }
+  CHECK(same("open").st_mtim.tv_sec > 2'000'000);
+
+  // What is not its maker's to set, or takes other bits away, the cluster says.
+  have_alone(two.cluster, two.a, two.a + "/d");
+  const std::string as_user = "setpriv --reuid 1234 --regid 1234 --clear-groups ";
+  const RunResult by_user = run(as_user + "bash -c 'cd " + two.a + R"(/d
+    exec 3> mine; echo x >&3; chmod 0400 mine; touch -d @5 mine; chgrp 1234 mine
+    ! chown 0 mine 2>/dev/null; ! chgrp 0 mine 2>/dev/null; chmod 4755 mine; chgrp 1234 mine
+    exec 3>&-; stat -c %a:%u:%g:%Y mine')");
+  CHECK(by_user.exit_code == 0);
+  CHECK(by_user.out == "755:1234:1234:5\n");
+  CHECK(same("mine").st_mode == (S_IFREG | 0755));
+  CHECK(two.cluster.digests_equal());
+}
+
 TEST_CASE("exclusive: a file that goes before it was sent costs no call", "[exclusive]") {
   FM_NEEDS_MOUNTS();
   MiniCluster cluster;
@@ -391,6 +455,26 @@ TEST_CASE("exclusive: a file that goes before it was sent costs no call", "[excl
     fd.pwrite("more", 5);
     CHECK(fd.pread(10, 0) == "bytesmore");
   }
+  CHECK(rmdir(dir.c_str()) == 0);
+  CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("exclusive: a file removed right after its close costs a call to make and one to remove",
+          "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string dir = cluster.mnt() + "/d";
+  REQUIRE(mkdir(dir.c_str(), 0777) == 0);
+  have_alone(cluster, cluster.mnt(), dir);
+  const auto mutations = [&] { return cluster.rpc_counts(cluster.mnt())["mutate"]; };
+  constexpr int kFiles = 100;
+  const long before = mutations();
+  for (int i = 0; i < kFiles; ++i) {
+    write_file(dir + "/temporary", "content");
+    REQUIRE(unlink((dir + "/temporary").c_str()) == 0);
+  }
+  // The kernel may tell of a close after the unlink: then it is an orphan for a moment.
+  CHECK(mutations() - before <= 2 * kFiles + kFiles / 2);
   CHECK(rmdir(dir.c_str()) == 0);
   CHECK(cluster.digests_equal());
 }

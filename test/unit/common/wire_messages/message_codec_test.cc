@@ -55,6 +55,11 @@ std::vector<Mutation> sample_mutations() {
   reserved.exclusive = true;
   reserved.inode = InodeId(77);
   reserved.made = {3, 4};
+  reserved.set.emplace();
+  reserved.set->inode = reserved.inode;
+  reserved.set->mode = 0600;
+  reserved.set->mtime = Timestamp{1, 2};
+  reserved.changed = {5, 6};
   CommitOp content;
   content.inode = reserved.inode;
   content.size_bytes = 7;

@@ -55,6 +55,46 @@ TEST_CASE_METHOD(Makers, "make: one command makes the inode, its name and its co
   CHECK(problems().empty());
 }
 
+TEST_CASE_METHOD(Makers, "make: what was set of it since comes with it", "[serverd][meta]") {
+  const InodeId first = reserve(3).inode;
+  MakeFileOp op = make(kRootInode, "f", first, 5);
+  op.create.set.emplace();
+  op.create.set->inode = first;
+  op.create.set->mode = 0440;
+  op.create.set->uid = 7;
+  op.create.set->gid = 8;
+  op.create.set->atime = Timestamp{100, 1};
+  op.create.set->mtime = op.content.mtime = Timestamp{100, 2};
+  op.create.changed = {501, 9};
+  REQUIRE(d.mutate(op, "hello").error == 0);
+  Attr attr = *d.ns->attr(first);
+  CHECK(attr.mode == 0440);
+  CHECK(attr.uid == 7);
+  CHECK(attr.gid == 8);
+  CHECK(attr.atime == Timestamp{100, 1});
+  CHECK(attr.mtime == Timestamp{100, 2});
+  CHECK(attr.btime == Timestamp{500, 7});
+  CreateOp empty = op.create;
+  empty.name = "g";
+  empty.inode = empty.set->inode = InodeId(first.value() + 1);
+  REQUIRE(d.mutate(empty).error == 0);
+  attr = *d.ns->attr(empty.inode);
+  CHECK(attr.mode == 0440);
+  CHECK(attr.mtime == Timestamp{100, 2});
+  CHECK(attr.ctime == Timestamp{501, 9});
+  CreateUnnamedOp unnamed;
+  unnamed.parent = kRootInode;
+  unnamed.mode = 0600;
+  unnamed.inode = InodeId(first.value() + 2);
+  unnamed.made = {500, 7};
+  unnamed.set = empty.set;
+  unnamed.set->inode = unnamed.inode;
+  unnamed.changed = {501, 9};
+  REQUIRE(d.mutate(unnamed).error == 0);
+  CHECK(d.ns->attr(unnamed.inode)->uid == 7);
+  CHECK(problems().empty());
+}
+
 TEST_CASE_METHOD(Makers, "make: without content it is as create makes it", "[serverd][meta]") {
   const InodeId first = reserve(1).inode;
   REQUIRE(d.mutate(op(kRootInode, "f", first)).inode == first);
