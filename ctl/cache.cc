@@ -6,6 +6,7 @@
 
 #include "ctl/commands.h"
 #include "ctl/daemon_reply.h"
+#include "ctl/mounting.h"
 #include "ctl/table.h"
 
 namespace fermata::ctl {
@@ -41,6 +42,10 @@ int list(const std::string& mount_point, bool as_json) {
                date_of(number_of(file, "last_use_ns")), state.empty() ? "clean" : state});
   }
   std::printf("%s", table.text().c_str());
+  for (const json::object& file : objects_of(*reply, "files"))
+    if (text_of(file, "conflict") == "yes")
+      std::printf("conflict: %s: what was written here is in %s\n", text_of(file, "path").c_str(),
+                  text_of(file, "bytes_at").c_str());
   return kExitOk;
 }
 
@@ -89,7 +94,14 @@ int flush(const std::string& mount_point, bool as_json) {
   else
     std::printf("%s files committed, %s files dropped from the cache\n",
                 text_of(*reply, "committed").c_str(), text_of(*reply, "dropped").c_str());
-  return kExitOk;
+  const bool left = complain_left(*reply, "by the next close, fsync or `fermata cache flush`");
+  return left ? kExitError : kExitOk;
+}
+
+int drop(const std::string& mount_point, const std::string& bytes_at) {
+  const auto [reply, exit_code] =
+      ask_daemon(mount_point, {{"verb", "cache-drop"}, {"bytes_at", bytes_at}}, 10s, bytes_at);
+  return exit_code;
 }
 
 }  // namespace
@@ -114,6 +126,14 @@ void add_cache(CLI::App& app, Context& context) {
     sub->callback(
         [=, &context, action = verb.action] { context.exit_code = action(*target, *as_json); });
   }
+  CLI::App* forget =
+      cache->add_subcommand("drop", "Forget a conflict: its bytes are removed for good");
+  auto target = std::make_shared<std::string>();
+  auto bytes_at = std::make_shared<std::string>();
+  forget->add_option("mount-point", *target, "A mounted directory")->required();
+  forget->add_option("bytes-at", *bytes_at, "Where `fermata cache ls` says that they are")
+      ->required();
+  forget->callback([=, &context] { context.exit_code = drop(*target, *bytes_at); });
 }
 
 }  // namespace fermata::ctl

@@ -333,13 +333,12 @@ int stop_mount(const Mini& mini, bool force) {
     wait_until(10s, [pid] { return !is_alive(pid); });
   } else if (pid != 0 && mini.serves()) {
     const auto left = end_mount(mini.mount_point, 60s);
-    if (left && *left != 0) {
-      complain_uncommitted(*left, cache);
-      code = kExitError;
-    } else if (!left && !is_fermata_mount(mini.mount_point) && !is_alive(pid)) {
+    if (left) {
+      if (complain_left_in(cache, *left)) code = kExitError;
+    } else if (!is_fermata_mount(mini.mount_point) && !is_alive(pid)) {
       complain_ended(mini.mount_point, cache);
       code = kExitError;
-    } else if (!left && !stop_process(pid, 10s)) {
+    } else if (!stop_process(pid, 10s)) {
       complain_killed(cache);
       code = kExitError;
     }

@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "ctl/commands.h"
+#include "ctl/daemon_reply.h"
 #include "ctl/mounting.h"
 #include "ctl/node_client.h"
 #include "ctl/process.h"
@@ -34,24 +35,8 @@ int mount(const Context& context, const std::string& source, MountRequest reques
 /// Asks the daemon to commit everything; false (with a message) if something could not be
 /// committed.
 bool flush(const std::string& mount_point) {
-  const auto answer = ask_mount(mount_point, R"({"verb":"commit-all"})", 10min);
-  if (!answer) {
-    complain("the daemon of " + mount_point + " does not answer: " + answer.error().message());
-    return false;
-  }
-  std::error_code error;
-  const json::value reply = json::parse(*answer, error);
-  if (error || !reply.is_object()) {
-    complain("the daemon of " + mount_point + " answered nonsense");
-    return false;
-  }
-  if (const json::value* failed = reply.as_object().if_contains("error");
-      failed != nullptr && failed->is_string()) {
-    complain("not everything could be committed: " + std::string(failed->as_string()) +
-             "; it stays in the cache (fermata cache ls " + mount_point + ")");
-    return false;
-  }
-  return true;
+  const auto [reply, exit_code] = ask_daemon(mount_point, {{"verb", "commit-all"}}, 10min);
+  return reply && !complain_left(*reply, "by the next close, fsync or `fermata cache flush`");
 }
 
 int umount(const std::string& mount_point, bool flush_first, bool force) {
@@ -74,11 +59,7 @@ int umount(const std::string& mount_point, bool flush_first, bool force) {
     return detach(target) ? kExitOk : kExitMountFailed;
   }
   const auto left = end_mount(target, force ? 2s : 60s);
-  if (left && *left != 0) {
-    complain_uncommitted(*left, *cache);
-    return kExitError;
-  }
-  if (left) return kExitOk;
+  if (left) return complain_left_in(*cache, *left) ? kExitError : kExitOk;
   if (!is_fermata_mount(target)) {
     complain_ended(target, *cache);
     return kExitError;

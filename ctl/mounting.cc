@@ -16,6 +16,7 @@
 #include <fstream>
 #include <optional>
 
+#include "ctl/daemon_reply.h"
 #include "ctl/node_client.h"
 #include "ctl/process.h"
 
@@ -217,8 +218,7 @@ Result<std::string> ask_mount(const std::string& mount_point, const std::string&
   return answer;
 }
 
-Result<std::uint64_t> end_mount(const std::string& mount_point,
-                                std::chrono::milliseconds patience) {
+Result<json::object> end_mount(const std::string& mount_point, std::chrono::milliseconds patience) {
   const SlowNote note("waiting until everything that was written on " + mount_point +
                       " is committed");
   const auto until = std::chrono::steady_clock::now() + patience;
@@ -232,19 +232,45 @@ Result<std::uint64_t> end_mount(const std::string& mount_point,
     const bool was_ending = answer.error() == std::errc::no_such_process ||
                             answer.error() == std::errc::no_such_file_or_directory ||
                             answer.error() == std::errc::connection_refused;
-    return was_ending ? Result<std::uint64_t>(0) : answer.error();
+    return was_ending ? Result<json::object>(json::object{}) : answer.error();
   }
   std::error_code error;
-  const json::value reply = json::parse(*answer, error);
-  const json::value* count =
-      !error && reply.is_object() ? reply.as_object().if_contains("uncommitted") : nullptr;
-  return count != nullptr && count->is_number() ? count->to_number<std::uint64_t>(error) : 0;
+  json::value reply = json::parse(*answer, error);
+  return !error && reply.is_object() ? std::move(reply.as_object()) : json::object{};
 }
 
-void complain_uncommitted(std::uint64_t count, const std::string& cache_dir) {
-  complain(std::to_string(count) + (count == 1 ? " file" : " files") +
-           " could not be committed: the work stays in " + cache_dir +
-           " and is committed at the next mount with that cache");
+bool complain_left(const json::object& told, const std::string& when) {
+  constexpr std::size_t kNamed = 20;
+  const auto count = number_of(told, "uncommitted");
+  if (count != 0) {
+    std::string text = std::to_string(count) + (count == 1 ? " file" : " files") +
+                       " could not be committed: the work stays in the cache and is committed " +
+                       when;
+    const auto files = objects_of(told, "files");
+    for (std::size_t i = 0; i < std::min(files.size(), kNamed); ++i)
+      text += "\n  " + text_of(files[i], "file") + ": " + text_of(files[i], "why");
+    if (!files.empty() && count > kNamed)
+      text += "\n  and " + std::to_string(count - kNamed) + " more";
+    complain(text);
+  }
+  const auto conflicts = number_of(told, "conflict_files");
+  if (conflicts != 0) {
+    std::string text = std::to_string(conflicts) +
+                       (conflicts == 1 ? " conflict is" : " conflicts are") +
+                       " kept in the cache: what was written here and refused, as the file had "
+                       "changed or gone. Copy the bytes to where they belong, or forget them with "
+                       "`fermata cache drop`";
+    const auto files = objects_of(told, "conflicts");
+    for (std::size_t i = 0; i < std::min(files.size(), kNamed); ++i)
+      text += "\n  " + text_of(files[i], "file") + ": " + text_of(files[i], "bytes_at");
+    if (conflicts > kNamed) text += "\n  and " + std::to_string(conflicts - kNamed) + " more";
+    complain(text);
+  }
+  return count != 0;
+}
+
+bool complain_left_in(const std::string& cache_dir, const json::object& told) {
+  return complain_left(told, "at the next mount with that cache, " + cache_dir);
 }
 
 void complain_ended(const std::string& mount_point, const std::string& cache_dir) {

@@ -1,6 +1,7 @@
 // Starting and finding mount daemons.
 #pragma once
 
+#include <boost/json/object.hpp>
 #include <string>
 #include <vector>
 
@@ -39,13 +40,17 @@ Result<std::string> ask_mount(const std::string& mount_point, const std::string&
                               std::chrono::milliseconds timeout);
 
 /// Asks the daemon of a mount to commit what is dirty and to end, and waits until the mount is
-/// gone; says so if that takes long. How many files could not be committed (they stay in the
-/// cache). Errors: ETIMEDOUT when the mount is still there after `patience`; others when the daemon
-/// ended without an answer.
-Result<std::uint64_t> end_mount(const std::string& mount_point, std::chrono::milliseconds patience);
+/// gone; says so if that takes long. What the daemon tells about what is left, for
+/// complain_left(). Errors: ETIMEDOUT when the mount is still there after `patience`; others when
+/// the daemon ended without an answer.
+Result<boost::json::object> end_mount(const std::string& mount_point,
+                                      std::chrono::milliseconds patience);
 
-/// Says on stderr that `count` files stay in the cache of a mount that has ended.
-void complain_uncommitted(std::uint64_t count, const std::string& cache_dir);
+/// Says on stderr which files could not be committed and why, and where conflicts are. True if
+/// there are files of the first kind; `when` says when they are committed after all.
+bool complain_left(const boost::json::object& told, const std::string& when);
+/// The same of a mount that has ended.
+bool complain_left_in(const std::string& cache_dir, const boost::json::object& told);
 
 /// Says that a daemon ended without telling what it left.
 void complain_ended(const std::string& mount_point, const std::string& cache_dir);

@@ -218,6 +218,21 @@ std::size_t CacheStore::drop_clean(InodeId inode) {
   return victims.size();
 }
 
+bool CacheStore::drop_conflict(const std::string& data_path) {
+  InodeId inode;
+  {
+    const MutexLock lock(mutex_);
+    for (const auto& copy : copies_)
+      if (copy->conflict() && copy->data_path_ == data_path) inode = copy->inode_;
+  }
+  for (const CachePin& copy : copies_of(inode)) {
+    if (!copy->conflict() || copy->data_path() != data_path) continue;
+    copy->discard();
+    return true;
+  }
+  return false;
+}
+
 Status CacheStore::reserve(std::uint64_t bytes) {
   if (!ever_fits(bytes)) return std::errc::no_space_on_device;  // and keeps what is there
   const auto over_limit = [&]() -> std::uint64_t {
@@ -414,6 +429,7 @@ std::vector<CacheListing> CacheStore::list() {
     row.complete = copy->complete();
     row.maybe_dirty = copy->maybe_dirty();
     row.conflict = copy->conflict();
+    row.data_path = copy->data_path_;
     const MutexLock copy_lock(copy->mutex_);
     row.path_hint = copy->path_hint_;
     out.push_back(std::move(row));

@@ -46,6 +46,7 @@ struct CacheListing {
   Version base;
   std::uint64_t serial = 0;
   std::string path_hint;
+  std::string data_path;  ///< where its bytes are
   std::uint64_t size_bytes = 0;
   std::uint64_t allocated_bytes = 0;
   std::int64_t last_use_ns = 0;  ///< wall clock
@@ -82,6 +83,9 @@ class CacheStore {
 
   /// The copy of `version`, filling, complete or dirty with that base; empty if there is none.
   CachePin find(InodeId inode, Version version);
+  /// Forgets a conflict's bytes for good, once it is not open any more. False: there is no such
+  /// conflict.
+  bool drop_conflict(const std::string& data_path);
   /// All copies of an inode, conflicts too.
   std::vector<CachePin> copies_of(InodeId inode);
 

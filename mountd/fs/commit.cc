@@ -375,7 +375,7 @@ Task<void> FileSystem::refused(LoopContext& at, FilePtr file, CachePin copy,
 
 // ------------------------------------------------------------------------------ all of them
 
-void FileSystem::commit_all(Duration timeout, std::function<void(std::size_t)> done) {
+void FileSystem::commit_all(Duration timeout, std::function<void(std::vector<Uncommitted>)> done) {
   LoopContext& loop = loops_.front();
   background_on(loop.index, "commit all", [this, &loop, timeout, done = std::move(done)] {
     return commit_files(loop, timeout, done);
@@ -383,7 +383,7 @@ void FileSystem::commit_all(Duration timeout, std::function<void(std::size_t)> d
 }
 
 asio::awaitable<void> FileSystem::commit_files(LoopContext& at, Duration timeout,
-                                               std::function<void(std::size_t)> done) {
+                                               std::function<void(std::vector<Uncommitted>)> done) {
   const TimePoint deadline = at.env->now() + timeout;
   const auto left = [&] { return std::max<Duration>(deadline - at.env->now(), Duration{0}); };
   struct Commit {
@@ -402,12 +402,21 @@ asio::awaitable<void> FileSystem::commit_files(LoopContext& at, Duration timeout
     holds.push_back(std::make_unique<Hold>(this, file));
     commits.push_back({file, start_commit(at, file)});
   }
-  std::size_t failed = 0;
+  std::vector<Uncommitted> failed;
   std::vector<std::shared_ptr<Signal>> settled;
   for (const auto& [file, waiter] : commits) {
     const auto result = co_await waiter->wait_for(left());
     if (!result || *result) {
-      ++failed;
+      CachePin copy;
+      {
+        MutexLock lock(file->mutex);
+        copy = file->copy;
+      }
+      const std::string name =
+          copy ? name_of(*copy) : "inode " + std::to_string(file->inode.value());
+      const bool kept = copy && copy->conflict();  // that is another matter
+      const auto why = result ? *result : std::make_error_code(std::errc::timed_out);
+      if (!kept) failed.push_back({name, why});
     } else if (file->writers.load() == 0) {
       settled.push_back(std::make_shared<Signal>(at.env->executor()));
       file->holds.fetch_add(1);
@@ -419,7 +428,7 @@ asio::awaitable<void> FileSystem::commit_files(LoopContext& at, Duration timeout
   const auto told = std::make_shared<Signal>(at.env->executor());
   background(at, "note reads", send_reads_now(at, told));
   (void)co_await told->wait_for(left());
-  done(failed);
+  done(std::move(failed));
 }
 
 // What was dirty although nobody had it open is clean now, and may be evicted. Owns one hold.

@@ -91,9 +91,13 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   void detach();
   /// Commits what an earlier mountd left, or sets it aside as conflicts. Once, after attach().
   void start_recovery();
-  /// Commits everything dirty; `done(failed)` runs on some loop with the number of copies that are
-  /// still dirty after `timeout`.
-  void commit_all(Duration timeout, std::function<void(std::size_t failed)> done);
+  /// A file that could not be committed.
+  struct Uncommitted {
+    std::string file;  ///< for people: its path if that is known
+    std::error_code why;
+  };
+  /// Commits everything dirty; `done` runs on some loop, with those that could not be in `timeout`.
+  void commit_all(Duration timeout, std::function<void(std::vector<Uncommitted>)> done);
   /// Ends background work; `done` runs when it has ended. Then the loops may stop.
   void stop(std::function<void()> done);
   /// Detaches every idle file from its copy, so that the cache can evict it.
@@ -300,7 +304,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<void> do_rename(LoopContext& at, Credentials who, NodeHandle parent, std::string name,
                        NodeHandle new_parent, std::string new_name, std::uint32_t flags);
   void apply_parents(const MutationReply& reply);
-  void apply_removed(const MutationReply& reply, InodeId expected);
+  void apply_removed(LoopContext& at, const MutationReply& reply, InodeId expected);
+  awaitable<void> forget_copies(LoopContext& at, InodeId inode);
   /// The inode has no name left and is not open here: nobody can want its copies.
   void discard_copies(InodeId inode);
   /// The inode has another name: its copies are told, on disk too if they hold work.
@@ -590,7 +595,7 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<void> set_aside(LoopContext& at, FilePtr file, CachePin copy, const char* why);
   bool surely_clean(const Handle& open);
   awaitable<void> commit_files(LoopContext& at, Duration timeout,
-                               std::function<void(std::size_t)> done);
+                               std::function<void(std::vector<Uncommitted>)> done);
   awaitable<void> settle_closed(LoopContext& at, FilePtr file, std::shared_ptr<Signal> done);
   awaitable<void> recover(LoopContext& at);
   awaitable<void> recover_one(LoopContext& at, CachePin copy);

@@ -190,11 +190,30 @@ bool Mountd::wait_ended(std::chrono::milliseconds for_at_most) {
   return stop_asked_.load() || fuse_->wait_for(for_at_most) || stop_asked_.load();
 }
 
-std::future<std::size_t> Mountd::commit_all(Duration patience) {
-  auto promise = std::make_shared<std::promise<std::size_t>>();
+std::future<Mountd::LeftFiles> Mountd::commit_all(Duration patience) {
+  auto promise = std::make_shared<std::promise<LeftFiles>>();
   auto future = promise->get_future();
-  fs_->commit_all(patience, [promise](std::size_t failed) { promise->set_value(failed); });
+  fs_->commit_all(patience, [promise](LeftFiles failed) { promise->set_value(std::move(failed)); });
   return future;
+}
+
+json::object Mountd::told_of(std::size_t uncommitted, const LeftFiles& files) {
+  constexpr std::size_t kTold = 100;
+  json::array left, conflicts;
+  for (const auto& [file, why] : files) {
+    if (left.size() < kTold) left.push_back(json::object{{"file", file}, {"why", why.message()}});
+  }
+  for (const auto& copy : fs_->cached_files()) {
+    if (!copy.conflict || conflicts.size() == kTold) continue;
+    conflicts.push_back(json::object{{"file", copy.path_hint},
+                                     {"inode", copy.inode.value()},
+                                     {"version", copy.base.value()},
+                                     {"bytes_at", copy.data_path}});
+  }
+  return json::object{{"uncommitted", uncommitted},
+                      {"files", std::move(left)},
+                      {"conflict_files", store_->stats().conflict_files},
+                      {"conflicts", std::move(conflicts)}};
 }
 
 std::size_t Mountd::stop(Duration patience) {
@@ -202,13 +221,15 @@ std::size_t Mountd::stop(Duration patience) {
   stopped_ = true;
   stop_asked_ = true;  // a verb that waits gives up
   std::size_t failed = 0;
+  json::object told{{"uncommitted", 0}};
   // No new request first, so that what is committed is all there is; then what closing files left.
   if (fuse_) {
     const auto until = std::chrono::steady_clock::now() + patience;
-    if (patience > Duration{0}) failed = commit_all(patience).get();
+    LeftFiles files;
+    if (patience > Duration{0}) files = commit_all(patience).get();
     fuse_->stop();
     const Duration left = until - std::chrono::steady_clock::now();
-    if (patience > Duration{0}) failed = commit_all(std::max(left, patience / 4)).get();
+    if (patience > Duration{0}) files = commit_all(std::max(left, patience / 4)).get();
     // Also what recovery has not reached. Set aside as a conflict is another matter: that is said.
     if (store_) failed = store_->stats().dirty_files;
     if (failed != 0) {
@@ -216,6 +237,7 @@ std::size_t Mountd::stop(Duration patience) {
           "{} files could not be committed: they stay in {} and are committed at the next mount",
           failed, options_.cache_dir);
     }
+    if (store_) told = told_of(failed, files);
     fs_->detach();
     notifier_.reset();
   }
@@ -224,7 +246,7 @@ std::size_t Mountd::stop(Duration patience) {
                                           std::chrono::milliseconds(100));
     (void)run_on<void>(loops_->executor(0), keeper_->stop(bound));
   }
-  left_.set_value(failed);  // the verb that asked for this answers now
+  left_.set_value(json::serialize(told));  // the verb that asked for this answers now
   control_.reset();
   stop_clients();
   return failed;
@@ -276,6 +298,7 @@ std::string Mountd::list_cache() {
                                  {"last_use_ns", copy.last_use_ns},
                                  {"complete", copy.complete},
                                  {"dirty", copy.maybe_dirty && !copy.conflict},
+                                 {"bytes_at", copy.data_path},
                                  {"conflict", copy.conflict},
                                  {"open", copy.open}});
   }
@@ -366,7 +389,7 @@ std::string Mountd::control(const std::string& verb, const std::string& request,
   if (verb == "cache-stat" || verb == "stats") return cache_numbers();
   if (verb == "shutdown") {
     ask_to_stop();
-    return json::serialize(json::object{{"uncommitted", left_dirty_.get()}});
+    return left_dirty_.get();
   }
   if (verb == "commit-all" || verb == "cache-flush") {
     const auto dirty = store_->stats().dirty_files;
@@ -374,16 +397,24 @@ std::string Mountd::control(const std::string& verb, const std::string& request,
     while (future.wait_for(std::chrono::milliseconds(50)) != std::future_status::ready) {
       if (stop_asked_) return R"({"error":"the mount is being stopped"})";
     }
-    const auto failed = future.get();
-    if (failed != 0) {
-      return json::serialize(
-          json::object{{"error", std::to_string(failed) + " files could not be committed"}});
-    }
-    json::object out{{"committed", dirty}};
+    const LeftFiles failed = future.get();
+    json::object out = told_of(failed.size(), failed);
+    out["committed"] = dirty - std::min<std::uint64_t>(dirty, failed.size());
     if (verb == "cache-flush") {
       fs_->drop_idle();
       out["dropped"] = store_->drop_clean();
     }
+    return json::serialize(out);
+  }
+  if (verb == "cache-drop") {
+    std::error_code error;
+    const json::value asked = json::parse(request, error);
+    const json::value* path =
+        !error && asked.is_object() ? asked.as_object().if_contains("bytes_at") : nullptr;
+    const bool dropped = path != nullptr && path->is_string() &&
+                         store_->drop_conflict(std::string(path->as_string()));
+    json::object out{{"dropped", 1}};
+    if (!dropped) out = {{"error", "no conflict has its bytes there (fermata cache ls)"}};
     return json::serialize(out);
   }
   return json::serialize(json::object{{"error", "unknown verb " + verb}});

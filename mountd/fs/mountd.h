@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <boost/json/object.hpp>
 #include <future>
 #include <memory>
 #include <string>
@@ -55,7 +56,10 @@ class Mountd {
   Result<T> ask_cluster(Task<T> task);
   std::string list_cache();
   std::string cache_numbers();
-  std::future<std::size_t> commit_all(Duration patience);
+  using LeftFiles = std::vector<FileSystem::Uncommitted>;
+  std::future<LeftFiles> commit_all(Duration patience);
+  /// What the verbs that commit tell about what is left: `uncommitted`, `files`, `conflicts`.
+  boost::json::object told_of(std::size_t uncommitted, const LeftFiles& files);
   void stop_clients();
 
   const MountdOptions options_;
@@ -71,8 +75,8 @@ class Mountd {
   std::unique_ptr<Notifier> notifier_;
   std::unique_ptr<ControlSocket> control_;
   std::atomic<bool> stop_asked_{false};
-  std::promise<std::size_t> left_;  ///< files that stop() could not commit
-  const std::shared_future<std::size_t> left_dirty_{left_.get_future()};
+  std::promise<std::string> left_;  ///< told_of() stop()
+  const std::shared_future<std::string> left_dirty_{left_.get_future()};
   bool stopped_ = false;
 };
 

@@ -19,18 +19,30 @@ void FileSystem::apply_parents(const MutationReply& reply) {
 }
 
 // What lost a name: if it was the last and nobody here has it open, the cluster need not keep it.
-void FileSystem::apply_removed(const MutationReply& reply, InodeId expected) {
+void FileSystem::apply_removed(LoopContext& at, const MutationReply& reply, InodeId expected) {
   if (!reply.removed) {
     if (!expected) return;
     std::optional<Timestamp> when;  // the parent changed at the same time
     if (reply.parent) when = reply.parent->ctime;
     table_.distrust(expected, when);  // gone, if it was that
+    if (!file_in_use(expected)) background(at, "forget copies", forget_copies(at, expected));
     return;
   }
   table_.apply(*reply.removed, reply.stamp, reply.removed_leased);
   refresh_other_nodes(reply.removed->inode, kNoNode);
   const bool orphan = reply.removed->nlink == 0 && reply.removed->type == FileType::kRegular;
   if (orphan && !file_in_use(reply.removed->inode)) discard_copies(reply.removed->inode);
+}
+
+// Nobody wants them; at worst they are fetched again.
+asio::awaitable<void> FileSystem::forget_copies(LoopContext& at, InodeId inode) {
+  for (const FilePtr& file : table_.files_of(inode)) let_go(*file);
+  CacheStore* const store = store_;
+  const auto job = [store, inode]() -> Status {
+    store->drop_clean(inode);
+    return {};
+  };
+  (void)co_await blocking<void>(*at.env, job);
 }
 
 asio::awaitable<void> FileSystem::note_moved(LoopContext& at, InodeId inode) {
@@ -235,7 +247,7 @@ Task<void> FileSystem::do_unlink(LoopContext& at, Credentials who, NodeHandle pa
   }
   apply_parents(*reply);
   table_.set_entry(*in, name, InodeId{}, reply->stamp, reply->parent_leased, kOwn);
-  apply_removed(*reply, child);
+  apply_removed(at, *reply, child);
   if (open_here && reply->removed && reply->removed->nlink == 0 &&
       !file_in_use(reply->removed->inode)) {
     release_orphan(reply->removed->inode);
@@ -340,7 +352,7 @@ Task<void> FileSystem::do_rename(LoopContext& at, Credentials who, NodeHandle pa
     if (reply->removed) table_.apply(*reply->removed, reply->stamp, reply->removed_leased);
     if (reply->removed) co_await note_moved(at, reply->removed->inode);
   } else {
-    apply_removed(*reply, target);
+    apply_removed(at, *reply, target);
     if (told_open && reply->removed && reply->removed->nlink == 0 &&
         !file_in_use(reply->removed->inode)) {
       release_orphan(reply->removed->inode);

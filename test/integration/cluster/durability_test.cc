@@ -159,6 +159,19 @@ TEST_CASE("a commit whose answer the client did not live to see is no conflict a
     CHECK((read_file(a + name) == content(name)));
   }
   CHECK(read_file(b + "/beaten") == "somebody else's");
+  // People find the bytes of the conflict, and forget them.
+  const std::string bytes_at(row_of("/beaten").at("bytes_at").as_string());
+  CHECK(read_file(bytes_at) == content("/beaten"));
+  const RunResult flushed = cluster.fermata("cache flush " + b);
+  CHECK(flushed.exit_code == 0);
+  CHECK(flushed.out.find("  beaten: " + bytes_at) != std::string::npos);
+  CHECK(cluster.fermata("cache ls " + b).out.find("is in " + bytes_at) != std::string::npos);
+  CHECK(cluster.fermata("cache drop " + b + " " + bytes_at + "x").exit_code == 1);
+  REQUIRE(cluster.fermata("cache drop " + b + " " + bytes_at).exit_code == 0);
+  CHECK(eventually([&] { return !exists(bytes_at); }));
+  CHECK(cluster.fermata("cache ls " + b).out.find("beaten") == std::string::npos);
+  CHECK(cluster.fermata("cache flush " + b).out.find("conflict") == std::string::npos);
+  CHECK(read_file(b + "/beaten") == "somebody else's");
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <boost/json.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <set>
 #include <system_error>
 
 #include "test/integration/cluster/files.h"
@@ -72,6 +73,8 @@ TEST_CASE(
   CHECK(read_file(other + "/d/f") == "old");
   const RunResult in_vain = cluster.fermata("cache flush " + mnt);
   CHECK(in_vain.exit_code != 0);
+  CHECK(in_vain.out.find("  d/f (inode") != std::string::npos);
+  CHECK(in_vain.out.find("No space left on device") != std::string::npos);
   CHECK(is_dirty(cluster, mnt, "d/f"));
   {
     // Nor is it lost with its daemon: the next one has it, under its name.
@@ -159,6 +162,29 @@ TEST_CASE("cache ls names files by their path, also after renames", "[smoke]") {
   cluster.umount(other);
   REQUIRE(cluster.mount_with(other, other + ".cache").exit_code == 0);
   CHECK(!listed(cluster, other, "c/b/top").empty());
+}
+
+TEST_CASE("what is removed leaves the cache", "[smoke]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string mnt = cluster.mnt();
+  const std::string other = cluster.mount_another();
+  REQUIRE(run("cd " + mnt +
+              "; mkdir d; for i in $(seq 20); do echo $i > d/$i; done; head -c 3000000 /dev/zero > "
+              "d/large; echo new > new; echo kept > kept; echo old > old; cat d/* > /dev/null")
+              .exit_code == 0);
+  REQUIRE(run("cat " + other + "/d/* " + other + "/old > /dev/null").exit_code == 0);
+  REQUIRE(run("cd " + mnt + "; rm -r d; mv new old").exit_code == 0);
+  const auto names = [&](const std::string& at) {
+    std::set<std::string> out;
+    const json::value document = json::parse(cluster.fermata("cache ls --json " + at).out);
+    for (const json::value& file : document.as_object().at("files").as_array())
+      out.emplace(file.as_object().at("path").as_string());
+    return out;
+  };
+  CHECK(eventually([&] { return names(mnt) == std::set<std::string>{"kept", "old"}; }));
+  CHECK(eventually([&] { return names(other).empty(); }));
+  CHECK(read_file(mnt + "/old") == "new\n");
 }
 
 }  // namespace
