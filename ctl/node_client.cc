@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
+#include <filesystem>
 #include <fstream>
 #include <map>
 
@@ -28,6 +29,9 @@ std::string trim(std::string text) {
 
 Result<std::vector<std::string>> parse_servers(const std::string& text) {
   std::string list = text;
+  // The directory of `fermata mini` has the list in a file of that name.
+  std::error_code error;
+  if (std::filesystem::is_directory(list, error)) list += "/servers";
   if (list.find('/') == 0 || list.find("./") == 0 || access(list.c_str(), R_OK) == 0) {
     std::ifstream file(list);
     if (!file) return last_errno();

@@ -270,6 +270,17 @@ int transfer(const std::vector<std::string>& servers, std::uint32_t to) {
     complain(why_no_primary(view));
     return kExitUnavailable;
   }
+  bool to_answers = false;
+  std::string known;
+  for (const auto& node : view.nodes) {
+    if (!node.status) continue;
+    if (node.status->node == NodeId(to)) to_answers = true;
+    known += (known.empty() ? "" : ", ") + std::to_string(node.status->node.value());
+  }
+  if (to != 0 && !to_answers) {
+    complain("no node " + std::to_string(to) + " answers; those that do: " + known);
+    return kExitError;
+  }
   const auto done = client.call(primary->address, Method::kTransferPrimary,
                                 encode(TransferRequest{NodeId(to)}), 10s);
   if (!done) {

@@ -48,12 +48,7 @@ void add_flags(CLI::App& app, Flags& flags) {
       ->required();
   app.add_option("--cache-size", flags.cache_size,
                  "Of the copies together, such as 10G (the default)");
-  app.add_option(
-      "-o", flags.mount_options,
-      "ro, noatime, strictatime, nosuid, suid, nodev, dev, noexec, nopassthrough, noexclusive, "
-      "io_uring=on, io_uring=off, soft, "
-      "soft_timeout=SECONDS, cache-size=SIZE, attr_timeout=SECONDS, entry_timeout=SECONDS, "
-      "root_squash, all_squash, anonuid=UID, anongid=GID, map_uid=MAP, map_gid=MAP");
+  app.add_option("-o", flags.mount_options, mount_option_names());
   app.add_flag("--foreground,-f", options.foreground, "Stay in the foreground");
   app.add_option("--pidfile", options.pidfile, "Write the process id here");
   app.add_option("--log", options.log_file, "Log to this file instead of stderr");

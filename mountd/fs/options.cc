@@ -27,35 +27,41 @@ bool parse_id(const std::string& text, std::uint32_t& to) {
   return true;
 }
 
+const std::map<std::string, std::function<void(MountdOptions&)>> kFlags = {
+    {"ro", [](MountdOptions& o) { o.read_only = true; }},
+    {"rw", [](MountdOptions& o) { o.read_only = false; }},
+    {"noatime", [](MountdOptions& o) { o.atime = AtimeRule::kNever; }},
+    {"atime", [](MountdOptions& o) { o.atime = AtimeRule::kRelative; }},
+    {"relatime", [](MountdOptions& o) { o.atime = AtimeRule::kRelative; }},
+    {"strictatime", [](MountdOptions& o) { o.atime = AtimeRule::kAlways; }},
+    {"suid", [](MountdOptions& o) { o.suid = true; }},
+    {"nosuid", [](MountdOptions& o) { o.suid = false; }},
+    {"dev", [](MountdOptions& o) { o.dev = true; }},
+    {"nodev", [](MountdOptions& o) { o.dev = false; }},
+    {"exec", [](MountdOptions& o) { o.exec = true; }},
+    {"noexec", [](MountdOptions& o) { o.exec = false; }},
+    {"passthrough", [](MountdOptions& o) { o.passthrough = true; }},
+    {"nopassthrough", [](MountdOptions& o) { o.passthrough = false; }},
+    {"lockdelegation", [](MountdOptions& o) { o.lock_delegation = true; }},
+    {"nolockdelegation", [](MountdOptions& o) { o.lock_delegation = false; }},
+    {"exclusive", [](MountdOptions& o) { o.exclusive = true; }},
+    {"noexclusive", [](MountdOptions& o) { o.exclusive = false; }},
+    {"hard", [](MountdOptions& o) { o.soft = false; }},
+    {"soft", [](MountdOptions& o) { o.soft = true; }},
+    {"no_root_squash", [](MountdOptions& o) { o.identity.squash = Squash::kNone; }},
+    {"root_squash", [](MountdOptions& o) { o.identity.squash = Squash::kRoot; }},
+    {"all_squash", [](MountdOptions& o) { o.identity.squash = Squash::kAll; }},
+    {"allow_other", [](MountdOptions&) {}},          // always so
+    {"default_permissions", [](MountdOptions&) {}},  // always so
+};
+/// Those with a value, and what it is.
+constexpr const char* kValued[] = {
+    "anonuid=UID",           "anongid=GID",   "attr_timeout=SECONDS", "cache-size=SIZE",
+    "entry_timeout=SECONDS", "io_uring=auto", "io_uring=on",          "io_uring=off",
+    "map_gid=MAP",           "map_uid=MAP",   "soft_timeout=SECONDS"};
+
 std::string apply_one(MountdOptions& to, const std::string& name, const std::string& value,
                       bool has_value) {
-  static const std::map<std::string, std::function<void(MountdOptions&)>> kFlags = {
-      {"ro", [](MountdOptions& o) { o.read_only = true; }},
-      {"rw", [](MountdOptions& o) { o.read_only = false; }},
-      {"noatime", [](MountdOptions& o) { o.atime = AtimeRule::kNever; }},
-      {"atime", [](MountdOptions& o) { o.atime = AtimeRule::kRelative; }},
-      {"relatime", [](MountdOptions& o) { o.atime = AtimeRule::kRelative; }},
-      {"strictatime", [](MountdOptions& o) { o.atime = AtimeRule::kAlways; }},
-      {"suid", [](MountdOptions& o) { o.suid = true; }},
-      {"nosuid", [](MountdOptions& o) { o.suid = false; }},
-      {"dev", [](MountdOptions& o) { o.dev = true; }},
-      {"nodev", [](MountdOptions& o) { o.dev = false; }},
-      {"exec", [](MountdOptions& o) { o.exec = true; }},
-      {"noexec", [](MountdOptions& o) { o.exec = false; }},
-      {"passthrough", [](MountdOptions& o) { o.passthrough = true; }},
-      {"nopassthrough", [](MountdOptions& o) { o.passthrough = false; }},
-      {"lockdelegation", [](MountdOptions& o) { o.lock_delegation = true; }},
-      {"nolockdelegation", [](MountdOptions& o) { o.lock_delegation = false; }},
-      {"exclusive", [](MountdOptions& o) { o.exclusive = true; }},
-      {"noexclusive", [](MountdOptions& o) { o.exclusive = false; }},
-      {"hard", [](MountdOptions& o) { o.soft = false; }},
-      {"soft", [](MountdOptions& o) { o.soft = true; }},
-      {"no_root_squash", [](MountdOptions& o) { o.identity.squash = Squash::kNone; }},
-      {"root_squash", [](MountdOptions& o) { o.identity.squash = Squash::kRoot; }},
-      {"all_squash", [](MountdOptions& o) { o.identity.squash = Squash::kAll; }},
-      {"allow_other", [](MountdOptions&) {}},          // always so
-      {"default_permissions", [](MountdOptions&) {}},  // always so
-  };
   if (const auto flag = kFlags.find(name); flag != kFlags.end()) {
     if (has_value) return "mount option " + name + " takes no value";
     flag->second(to);
@@ -114,6 +120,13 @@ std::string apply_mount_options(MountdOptions& to, const std::string& text) {
     if (!error.empty()) return error;
   }
   return {};
+}
+
+std::string mount_option_names() {
+  std::string names;
+  for (const auto& [name, apply] : kFlags) names += (names.empty() ? "" : ", ") + name;
+  for (const char* name : kValued) names += std::string(", ") + name;
+  return names;
 }
 
 Result<std::uint64_t> parse_size(const std::string& text) {

@@ -46,6 +46,9 @@ struct MountdOptions {
 /// success. An unknown option is an error: a misspelt "ro" must not mount read-write.
 std::string apply_mount_options(MountdOptions& to, const std::string& text);
 
+/// All of them, for --help.
+std::string mount_option_names();
+
 /// "10G", "512M", "1048576": bytes; EINVAL for anything else.
 Result<std::uint64_t> parse_size(const std::string& text);
 

@@ -261,5 +261,30 @@ TEST_CASE("ctl: cache ls says what is open, and shows nothing that was removed e
   CHECK(row("stays").empty());
 }
 
+TEST_CASE("ctl: what is mistyped is named, with what there is instead", "[smoke]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const auto says = [&](const std::string& arguments, int code, const std::string& what) {
+    const RunResult result = cluster.fermata(arguments);
+    CAPTURE(arguments, result.out);
+    CHECK(result.exit_code == code);
+    CHECK(result.out.find(what) != std::string::npos);
+  };
+  REQUIRE(mkdir((cluster.mnt() + "/sub").c_str(), 0755) == 0);
+  says("cache foo " + cluster.mnt(), 2, "no verb 'foo'; it has: ls, stat, flush, drop");
+  says("foo", 2, "no verb 'foo'; it has: mini, mount,");
+  says("cache ls " + cluster.mnt() + "/sub", 69, "below the mount point: say " + cluster.mnt());
+  says("primary transfer --to 9 " + cluster.servers(), 1, "no node 9 answers; those that do: 1, 2");
+  says("status " + cluster.dir(), 0, "HEALTH_OK");  // its list of servers is in a file there
+  const std::string config = cluster.root() + "/node.toml";
+  write_file(config, "listen = \"127.0.0.1:0\"\n misspelt = 1\n");
+  const RunResult refused =
+      run(cluster.bin("fermata-serverd") + " --config " + config + " || true");
+  CHECK(refused.out.find(config + ":2: 'misspelt' is no option") != std::string::npos);
+  const RunResult other = run("setpriv --reuid 1234 --regid 1234 --clear-groups " +
+                              cluster.bin("fermata") + " cache ls " + cluster.mnt() + " || true");
+  CHECK(other.out.find("only root, and who mounted it, may ask") != std::string::npos);
+}
+
 }  // namespace
 }  // namespace fermata::test
