@@ -169,8 +169,16 @@ Task<Router::Answer> Router::call_primary(Method method, std::string body, Buffe
     if (give_up(begin)) co_return std::errc::timed_out;
     if (!said && env_.now() - begin > std::chrono::seconds(5)) {
       said = true;
-      spdlog::warn("no primary answers {} for 5 s ({}): still trying; look at `fermata status`",
-                   to_string(method), error.message());
+      const bool is_busy = error == Errc::kDeadlineExceeded || error == Errc::kRetry;
+      if (is_busy) {
+        spdlog::warn(
+            "{} has had no answer of {} for 5 s: still trying; it may wait for another mount that "
+            "does not answer (until that one's session is over), or for a disk (`fermata status`)",
+            to_string(method), address);
+      } else {
+        spdlog::warn("no primary answers {} for 5 s ({}): still trying; look at `fermata status`",
+                     to_string(method), error.message());
+      }
     }
     FM_CO_CHECK(co_await backoff.wait());
   }
