@@ -15,17 +15,19 @@ std::string why_no_answer(const std::string& mount_point, std::error_code error)
   if (error == std::errc::permission_denied)
     return "only root, and who mounted it, may ask its daemon";
   if (error != std::errc::no_such_process) return "its daemon does not answer: " + error.message();
-  const std::string path = std::filesystem::absolute(mount_point).lexically_normal().string();
+  std::error_code unknown;
+  const std::string path = std::filesystem::weakly_canonical(mount_point, unknown).string();
+  std::string above;
   for (const std::string& mount : fermata_mounts())
-    if (path.starts_with(mount + "/") && path.size() > mount.size() + 1)
-      return "that is below the mount point: say " + mount;
+    if (path.starts_with(mount + "/") && mount.size() > above.size()) above = mount;
+  if (!above.empty() && !path.ends_with('/')) return "that is below the mount point: say " + above;
   return "no mount daemon of Fermata serves it";
 }
 }  // namespace
 
 DaemonReply ask_daemon(const std::string& mount_point, const json::object& request,
                        std::chrono::milliseconds timeout, const std::string& about) {
-  const SlowNote note("waiting for the daemon of " + mount_point);
+  const SlowNote note("waiting for the daemon of " + mount_point + ", or for the cluster");
   const auto answer = ask_mount(mount_point, json::serialize(request), timeout);
   if (!answer) {
     complain(mount_point + ": " + why_no_answer(mount_point, answer.error()));

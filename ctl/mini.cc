@@ -445,7 +445,8 @@ void add_mini(CLI::App& app, Context& context) {
       ->delimiter(',');
   verb->callback([flags, &context] { context.exit_code = start(context, *flags); });
 
-  auto* stop_verb = mini->add_subcommand("stop", "Unmount, also a mount that is in use, and stop the nodes; the data stays");
+  auto* stop_verb = mini->add_subcommand(
+      "stop", "Unmount, also a mount that is in use, and stop the nodes; the data stays");
   auto dir = std::make_shared<std::string>();
   stop_verb->add_option("--dir", *dir, "Directory of `mini start`")->required();
   auto force = std::make_shared<bool>(false);

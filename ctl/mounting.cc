@@ -247,10 +247,10 @@ bool complain_left(const json::object& told, const std::string& when) {
                        " could not be committed: the work stays in the cache and is committed " +
                        when;
     const auto files = objects_of(told, "files");
-    for (std::size_t i = 0; i < std::min(files.size(), kNamed); ++i)
+    const std::size_t named = std::min(files.size(), kNamed);
+    for (std::size_t i = 0; i < named; ++i)
       text += "\n  " + text_of(files[i], "file") + ": " + text_of(files[i], "why");
-    if (!files.empty() && count > kNamed)
-      text += "\n  and " + std::to_string(count - kNamed) + " more";
+    if (count > named && named != 0) text += "\n  and " + std::to_string(count - named) + " more";
     complain(text);
   }
   const auto conflicts = number_of(told, "conflict_files");
@@ -261,12 +261,13 @@ bool complain_left(const json::object& told, const std::string& when) {
                        "changed or gone. Copy the bytes to where they belong, or forget them with "
                        "`fermata cache drop`";
     const auto files = objects_of(told, "conflicts");
-    for (std::size_t i = 0; i < std::min(files.size(), kNamed); ++i)
+    const std::size_t named = std::min(files.size(), kNamed);
+    for (std::size_t i = 0; i < named; ++i)
       text += "\n  " + text_of(files[i], "file") + ": " + text_of(files[i], "bytes_at");
-    if (conflicts > kNamed) text += "\n  and " + std::to_string(conflicts - kNamed) + " more";
+    if (conflicts > named) text += "\n  and " + std::to_string(conflicts - named) + " more";
     complain(text);
   }
-  return count != 0;
+  return count != 0 || number_of(told, "refused") != 0;
 }
 
 bool complain_left_in(const std::string& cache_dir, const json::object& told) {

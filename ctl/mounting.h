@@ -47,7 +47,8 @@ Result<boost::json::object> end_mount(const std::string& mount_point,
                                       std::chrono::milliseconds patience);
 
 /// Says on stderr which files could not be committed and why, and where conflicts are. True if
-/// there are files of the first kind; `when` says when they are committed after all.
+/// there are files of the first kind, or conflicts that are new; `when` says when the first kind is
+/// committed after all.
 bool complain_left(const boost::json::object& told, const std::string& when);
 /// The same of a mount that has ended.
 bool complain_left_in(const std::string& cache_dir, const boost::json::object& told);

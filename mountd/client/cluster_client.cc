@@ -142,6 +142,15 @@ Task<StatFsReply> ClusterClient::statfs(Credentials cred, InodeId inode) {
   co_return co_await impl->simple_read<StatFsReply>(Method::kStatFs, std::move(request));
 }
 
+Task<void> ClusterClient::close_session(SessionId session, Epoch epoch) {
+  const auto impl = impl_;
+  std::string body = encode(CloseSessionRequest{session, epoch});
+  FM_CO_TRY(const auto answer,
+            co_await impl->router->call_primary(Method::kCloseSession, std::move(body), {}));
+  if (answer.response.error) co_return answer.response.error;
+  co_return Status();
+}
+
 Task<QuotaList> ClusterClient::quotas(Credentials cred, InodeId inode) {
   const auto impl = impl_;
   QuotasRequest request{impl->header(std::move(cred)), inode};

@@ -72,6 +72,8 @@ class ClusterClient {
   Task<GetXattrsReply> getxattrs(Credentials cred, InodeId inode);
   /// Within the quotas of `inode`; none: of the whole volume.
   Task<StatFsReply> statfs(Credentials cred, InodeId inode);
+  /// Ends a session that is not the client's own: of a mountd that is gone.
+  Task<void> close_session(SessionId session, Epoch epoch);
   Task<QuotaList> quotas(Credentials cred, InodeId inode);
 
   /// The open session; waits for one while there is none. Errors: ETIMEDOUT (soft mount), EINTR.

@@ -74,6 +74,31 @@ asio::awaitable<CallbackReply> FileSystem::on_callback(CallbackRequest request) 
   co_return reply;
 }
 
+void FileSystem::end_former_session(const SessionFile::Mark& mark) {
+  LoopContext& loop = loops_.front();
+  background_on(loop.index, "end former session",
+                [&loop, mark] { return end_session_of(loop, mark); });
+}
+
+asio::awaitable<void> FileSystem::end_session_of(LoopContext& at, SessionFile::Mark mark) {
+  const auto ended = co_await at.client->close_session(mark.session, mark.epoch);
+  if (ended) {
+    spdlog::info("session {} of an earlier run with this cache is ended", mark.session.value());
+  } else {
+    spdlog::warn("session {} of an earlier run with this cache ends with its lease: {}",
+                 mark.session.value(), ended.error().message());
+  }
+}
+
+asio::awaitable<void> FileSystem::note_session(LoopContext& at, SessionId session) {
+  if (store_ == nullptr) co_return;  // not mounted yet
+  const SessionFile file(store_->dir());
+  const SessionFile::Mark mark{session, session_.epoch()};
+  const auto job = [file, mark] { return file.save(mark); };
+  const auto saved = co_await blocking<void>(*at.env, job);
+  if (!saved) spdlog::warn("the session cannot be noted: {}", saved.error().message());
+}
+
 asio::awaitable<void> FileSystem::on_leases_void(Stamp) {
   // The stamps make everything here invalid; only the kernel has to be told.
   co_await invalidate(table_.everything());
@@ -81,6 +106,7 @@ asio::awaitable<void> FileSystem::on_leases_void(Stamp) {
 
 asio::awaitable<void> FileSystem::on_new_session(SessionId fresh) {
   LoopContext& here = loops_.front();
+  co_await note_session(here, fresh);
   co_await lose_all_of_others(here, fresh);
   std::size_t fenced = 0;
   std::size_t unlocked = 0;

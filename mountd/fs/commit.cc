@@ -414,9 +414,8 @@ asio::awaitable<void> FileSystem::commit_files(LoopContext& at, Duration timeout
       }
       const std::string name =
           copy ? name_of(*copy) : "inode " + std::to_string(file->inode.value());
-      const bool kept = copy && copy->conflict();  // that is another matter
       const auto why = result ? *result : std::make_error_code(std::errc::timed_out);
-      if (!kept) failed.push_back({name, why});
+      failed.push_back({name, why, copy && copy->conflict()});
     } else if (file->writers.load() == 0) {
       settled.push_back(std::make_shared<Signal>(at.env->executor()));
       file->holds.fetch_add(1);

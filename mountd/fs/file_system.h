@@ -35,6 +35,7 @@
 #include "common/env/env.h"
 #include "common/io/task_group.h"
 #include "mountd/cache/cache_store.h"
+#include "mountd/cache/session_file.h"
 #include "mountd/client/cluster_client.h"
 #include "mountd/client/session.h"
 #include "mountd/fs/file_state.h"
@@ -89,12 +90,15 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   bool granted(NodeHandle node) { return table_.granted(node); }
   /// No notification is sent any more.
   void detach();
+  /// Ends what a mountd that is gone has left of its session: others wait for it.
+  void end_former_session(const SessionFile::Mark& mark);
   /// Commits what an earlier mountd left, or sets it aside as conflicts. Once, after attach().
   void start_recovery();
   /// A file that could not be committed.
   struct Uncommitted {
     std::string file;  ///< for people: its path if that is known
     std::error_code why;
+    bool conflict = false;  ///< it was refused for good, and is kept as one
   };
   /// Commits everything dirty; `done` runs on some loop, with those that could not be in `timeout`.
   void commit_all(Duration timeout, std::function<void(std::vector<Uncommitted>)> done);
@@ -353,6 +357,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   Task<void> send_below(LoopContext& at, InodeId inode);
   awaitable<void> lose(LoopContext& at, InodeId inode, std::error_code error);
   awaitable<void> lose_all_of_others(LoopContext& at, SessionId fresh);
+  static awaitable<void> end_session_of(LoopContext& at, SessionFile::Mark mark);
+  awaitable<void> note_session(LoopContext& at, SessionId session);
   void begin_watching_unsent();
   awaitable<void> watch_unsent(LoopContext& at);
 

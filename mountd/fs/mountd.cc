@@ -4,10 +4,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/json.hpp>
 #include <future>
+#include <iterator>
 #include <thread>
 
 #include "common/wire/methods.h"
@@ -151,6 +153,11 @@ std::string Mountd::open_cache() {
   }
   store_ = std::move(*store);
   fs_->set_store(*store_);
+  // Nobody else has the cache: who had it before is gone.
+  const SessionFile session(cache.dir);
+  if (const auto former = session.former()) fs_->end_former_session(*former);
+  if (const auto saved = session.save({session_.id(), session_.epoch()}); !saved)
+    spdlog::warn("the session cannot be noted in {}: {}", cache.dir, saved.error().message());
   return {};
 }
 
@@ -200,8 +207,11 @@ std::future<Mountd::LeftFiles> Mountd::commit_all(Duration patience) {
 json::object Mountd::told_of(std::size_t uncommitted, const LeftFiles& files) {
   constexpr std::size_t kTold = 100;
   json::array left, conflicts;
-  for (const auto& [file, why] : files) {
-    if (left.size() < kTold) left.push_back(json::object{{"file", file}, {"why", why.message()}});
+  std::size_t refused = 0;
+  for (const auto& [file, why, conflict] : files) {
+    refused += conflict ? 1 : 0;
+    if (!conflict && left.size() < kTold)
+      left.push_back(json::object{{"file", file}, {"why", why.message()}});
   }
   for (const auto& copy : fs_->cached_files()) {
     if (!copy.conflict || conflicts.size() == kTold) continue;
@@ -211,6 +221,7 @@ json::object Mountd::told_of(std::size_t uncommitted, const LeftFiles& files) {
                                      {"bytes_at", copy.data_path}});
   }
   return json::object{{"uncommitted", uncommitted},
+                      {"refused", refused},
                       {"files", std::move(left)},
                       {"conflict_files", store_->stats().conflict_files},
                       {"conflicts", std::move(conflicts)}};
@@ -229,7 +240,11 @@ std::size_t Mountd::stop(Duration patience) {
     if (patience > Duration{0}) files = commit_all(patience).get();
     fuse_->stop();
     const Duration left = until - std::chrono::steady_clock::now();
-    if (patience > Duration{0}) files = commit_all(std::max(left, patience / 4)).get();
+    std::erase_if(files, [](const auto& file) { return !file.conflict; });
+    if (patience > Duration{0}) {
+      LeftFiles last = commit_all(std::max(left, patience / 4)).get();
+      std::ranges::move(last, std::back_inserter(files));
+    }
     // Also what recovery has not reached. Set aside as a conflict is another matter: that is said.
     if (store_) failed = store_->stats().dirty_files;
     if (failed != 0) {
@@ -398,7 +413,9 @@ std::string Mountd::control(const std::string& verb, const std::string& request,
       if (stop_asked_) return R"({"error":"the mount is being stopped"})";
     }
     const LeftFiles failed = future.get();
-    json::object out = told_of(failed.size(), failed);
+    const auto conflicts = static_cast<std::size_t>(
+        std::ranges::count_if(failed, [](const auto& file) { return file.conflict; }));
+    json::object out = told_of(failed.size() - conflicts, failed);
     out["committed"] = dirty - std::min<std::uint64_t>(dirty, failed.size());
     if (verb == "cache-flush") {
       fs_->drop_idle();

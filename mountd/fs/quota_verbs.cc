@@ -23,6 +23,8 @@ std::string failed(std::error_code error) {
       return failed("this volume has as many quotas as it may have");
     case EINVAL:
       return failed("user 0 has no quota");
+    case ETIMEDOUT:
+      return failed("no primary answers: does a majority of the nodes run (fermata status)?");
     default:
       return failed(error.message());
   }

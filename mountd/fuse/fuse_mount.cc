@@ -140,8 +140,12 @@ std::string check_mount_point(const MountOptions& options, MountError& error) {
 int mount_as_root(const MountOptions& options, const std::string& path, MountError& error) {
   const int fd = ::open("/dev/fuse", O_RDWR | O_CLOEXEC);
   if (fd < 0) {
-    error = fail(errno,
-                 "cannot open /dev/fuse (is the fuse module loaded?): " + last_errno().message());
+    const int why = errno;
+    const bool denied = why == EACCES || why == EPERM;
+    error = fail(why, std::string("cannot open /dev/fuse (") +
+                          (denied ? "may this user, or this container, open it?"
+                                  : "is the fuse module loaded?") +
+                          "): " + std::generic_category().message(why));
     return -1;
   }
   unsigned long flags = 0;

@@ -6,6 +6,7 @@ turn neither finds chunks that an earlier one has stored nor pays for its garbag
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shlex
@@ -123,27 +124,46 @@ class LocalTarget:
 
 
 class IoUringSwitch:
-    """The kernel's switch of FUSE over io_uring: one for all mounts, and off unless somebody asked."""
+    """The kernel's switch of FUSE over io_uring: one for all mounts, and off unless somebody asked.
+
+    Whoever wants it on holds the lock, the tests too (test/support/io_uring_switch.cc); the last one
+    puts it back if one of them has switched it on, which the file then says.
+    """
 
     PATH = "/sys/module/fuse/parameters/enable_uring"
+    LOCK = "/tmp/fermata-test.io_uring"
+    SWITCHED_ON = b"1"
 
     def __init__(self):
-        self._before = None
+        self._lock = None
 
     def on(self):
         try:
+            self._lock = open(os.open(self.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b",
+                              buffering=0)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
             with open(self.PATH, encoding="ascii") as file:
                 before = file.read(1)
             if before != "Y":
+                os.pwrite(self._lock.fileno(), self.SWITCHED_ON, 0)
                 self._write("Y")
-                self._before = before
         except OSError as problem:
+            self.put_back()
             raise BenchError("this kernel has no FUSE over io_uring, or it cannot be switched on") from problem
 
     def put_back(self):
-        if self._before:
-            self._write(self._before)
-            self._before = None
+        if self._lock is None:
+            return
+        with self._lock:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return  # somebody else wants it on
+            finally:
+                lock, self._lock = self._lock, None
+            if os.pread(lock.fileno(), 1, 0) == self.SWITCHED_ON:
+                self._write("N")
+                os.ftruncate(lock.fileno(), 0)
 
     def _write(self, value):
         with open(self.PATH, "w", encoding="ascii") as file:

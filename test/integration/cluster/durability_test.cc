@@ -1,13 +1,17 @@
 // What close() acknowledged is never missing, whoever dies.
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <boost/json.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <cstdio>
+#include <fstream>
 
 #include "common/env/random.h"
 #include "test/integration/cluster/files.h"
+#include "test/integration/cluster/lock_calls.h"
 #include "test/support/mini_cluster.h"
 
 namespace fermata::test {
@@ -172,6 +176,71 @@ TEST_CASE("a commit whose answer the client did not live to see is no conflict a
   CHECK(cluster.fermata("cache ls " + b).out.find("beaten") == std::string::npos);
   CHECK(cluster.fermata("cache flush " + b).out.find("conflict") == std::string::npos);
   CHECK(read_file(b + "/beaten") == "somebody else's");
+}
+
+TEST_CASE("a mount that was killed and comes again ends its former session", "[durability]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  const auto log_says = [&](const std::string& mnt, const char* what) {
+    return run("cat " + mnt + ".log").out.find(what) != std::string::npos;
+  };
+  write_file(b + "/f", "content");
+  {
+    const Fd open(b + "/f", O_RDWR);
+    cluster.kill_mount(b);
+  }
+  REQUIRE(cluster.mount_with(b, b + ".cache").exit_code == 0);
+  CHECK(eventually([&] { return log_says(b, "of an earlier run with this cache is ended"); }));
+  const auto sessions =
+      boost::json::parse(cluster.fermata("session ls --json " + cluster.servers()).out);
+  CHECK(sessions.as_object().at("sessions").as_array().size() == 2);
+  CHECK(read_file(b + "/f") == "content");
+  // A copy of the cache says nothing about the mount that has the original.
+  REQUIRE(run("cp -a " + b + ".cache " + b + ".copy").exit_code == 0);
+  const std::string c = b + ".second";
+  REQUIRE(cluster.mount_with(c, b + ".copy").exit_code == 0);
+  write_file(c + "/g", "through another one");
+  CHECK(read_file(b + "/g") == "through another one");
+  CHECK_FALSE(log_says(c, "of an earlier run"));
+  CHECK_FALSE(log_says(b, "is over at the cluster"));
+  CHECK(cluster.digests_equal());
+}
+
+TEST_CASE("a flush that makes a conflict does not end as if all were well", "[durability]") {
+  FM_NEEDS_MOUNTS();
+  MiniCluster cluster;
+  const std::string a = cluster.mnt();
+  const std::string b = cluster.mount_another();
+  write_file(a + "/f", "old");
+  std::ifstream pidfile(cluster.dir() + "/mount.pid");
+  pid_t daemon = 0;
+  REQUIRE(pidfile >> daemon);
+  // In a process of its own: what this one starts closes what it inherits, which commits.
+  int ready[2];
+  REQUIRE(pipe(ready) == 0);
+  const pid_t writer = fork();
+  if (writer == 0) {
+    const int fd = open((a + "/f").c_str(), O_RDWR | O_CLOEXEC);
+    if (write(fd, "mine", 4) == 4 && write(ready[1], "y", 1) == 1) pause();
+    _exit(1);
+  }
+  close(ready[1]);
+  char said = 0;
+  REQUIRE(read(ready[0], &said, 1) == 1);
+  close(ready[0]);
+  stop(daemon);
+  write_file(b + "/f", "somebody else's");  // when the session is over
+  REQUIRE(kill(daemon, SIGCONT) == 0);
+  const RunResult flushed = cluster.fermata("cache flush " + a);
+  CHECK(flushed.exit_code == 1);
+  CHECK(flushed.out.find("1 conflict is kept") != std::string::npos);
+  CHECK(flushed.out.find("0 files committed") != std::string::npos);
+  CHECK(cluster.fermata("cache flush " + a).exit_code == 0);  // it is known by now
+  kill(writer, SIGKILL);
+  REQUIRE(waitpid(writer, nullptr, 0) == writer);
+  CHECK(read_file(b + "/f") == "somebody else's");
 }
 
 }  // namespace
