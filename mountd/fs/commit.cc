@@ -29,7 +29,8 @@ std::string name_of(const CachedCopy& copy) {
 // True without I/O on the disk only: a tracked copy knows.
 bool FileSystem::surely_clean(const Handle& open) {
   if (open.mode != IoMode::kOrdinary) return false;
-  if (open.file->sticky.load() || open.file->unsent.load()) return false;
+  if (open.file->sticky.load() || open.file->unsent.load() || open.file->lost.load() != 0)
+    return false;
   const auto modified = open.copy->is_modified();
   if (!modified || *modified) return false;
   const auto backing = open.copy->stat();
@@ -138,7 +139,8 @@ Task<void> FileSystem::commit_once(LoopContext& at, FilePtr file) {
 }
 
 Task<void> FileSystem::commit_now(LoopContext& at, FilePtr file, bool& kill) {
-  FM_CO_TRY(const auto pass, co_await file->content_gate.enter());
+  FM_CO_TRY(auto pass, co_await file->content_gate.enter());
+  if (const int why = file->lost.load(); why != 0) co_return from_errno(why);
   CommitInput input;
   {
     MutexLock lock(file->mutex);
@@ -177,12 +179,16 @@ Task<void> FileSystem::commit_now(LoopContext& at, FilePtr file, bool& kill) {
   }
   if (!looked) co_return looked.error();
   const Look look = *looked;
-  // Chunks take long to upload, and whoever wants to know the directory does not wait for that.
+  // Chunks take long to upload, and whoever wants to know the directory does not wait for that: nor
+  // for the gate.
   if (unsent && (!look.modified || look.backing.size_bytes > kInlineBytesMax)) {
     FM_CO_CHECK(co_await send_now(at, file, *unsent));
-    unsent.reset();
-    MutexLock lock(file->mutex);
-    input.opened = file->writer.opened;
+    if (std::exchange(kill, false)) {
+      MutexLock lock(file->mutex);
+      file->kill_privileges = true;
+    }
+    pass.release();
+    co_return co_await commit_now(at, file, kill);
   }
   bool mtime_moved = false;
   input.mtime = view->attr.mtime;

@@ -58,7 +58,7 @@ void FileSystem::releasedir(Ctx, NodeHandle, std::uint64_t fh, StatusReply reply
 void FileSystem::fsyncdir(Ctx ctx, NodeHandle node, std::uint64_t, bool, StatusReply reply) {
   const auto directory = table_.inode_of(node);
   if (!directory || table_.unsent_in(*directory).empty()) return reply.ok();
-  auto task = send_names(at(reply), *directory);
+  auto task = sync_names(at(reply), *directory);
   run_request(ctx, std::move(reply), std::move(task), [](StatusReply& to) { to.ok(); });
 }
 

@@ -131,8 +131,12 @@ Task<FileSystem::Created> FileSystem::open_made_here(LoopContext& at, Credential
   auto created = co_await open_created(at, who, entry, wish);
   // The directory was called back meanwhile: what became of the name, the kernel asks.
   if (created && !table_.has_alone(parent)) created->entry.entry_timeout = Timeout{0};
-  // As if it had never been: nobody was told of it.
-  if (!created && table_.drop_unsent(view.inode, wall_time(), NodeTable::Drop::kLost)) {
+  if (created) co_return created;
+  // As if it had never been: nobody was told of it, unless it is being sent.
+  const auto files = table_.files_of(view.inode);
+  if (files.empty()) co_return created;
+  const auto pass = co_await files.front()->content_gate.enter();
+  if (pass && table_.drop_unsent(view.inode, wall_time(), NodeTable::Drop::kLost)) {
     discard_copies(view.inode);
     if (const auto removed = table_.reap(view.node)) teardown(removed);
   }
@@ -282,12 +286,14 @@ Task<void> FileSystem::settle_unmade(LoopContext& at, FilePtr file, Unsent what,
 asio::awaitable<void> FileSystem::send_behind(LoopContext& at, InodeId inode, Sending how,
                                               std::shared_ptr<Signal> done) {
   constexpr auto kPause = std::chrono::milliseconds(50);
+  std::error_code lost;
   for (;;) {
     const auto sent = co_await send_file(at, inode);
     if (sent) break;
     const std::error_code error = sent.error();
     const bool again = may_pass(error) || (how == Sending::kForNow && is_full(error));
     if (!again) {
+      lost = error;
       co_await lose(at, inode, error);
       break;
     }
@@ -296,17 +302,22 @@ asio::awaitable<void> FileSystem::send_behind(LoopContext& at, InodeId inode, Se
     const std::error_code stop = co_await at.env->sleep_for(kPause);
     if (stop) break;
   }
-  done->set({});
+  done->set(lost);
 }
 
-asio::awaitable<void> FileSystem::send_all(LoopContext& at, std::vector<InodeId> inodes,
-                                           Sending how) {
+asio::awaitable<std::error_code> FileSystem::send_all(LoopContext& at, std::vector<InodeId> inodes,
+                                                      Sending how) {
   std::vector<std::shared_ptr<Signal>> waiters;
   for (const InodeId inode : inodes) {
     waiters.push_back(std::make_shared<Signal>(at.env->executor()));
     background(at, "send file", send_behind(at, inode, how, waiters.back()));
   }
-  for (const auto& waiter : waiters) (void)co_await waiter->wait();
+  std::error_code first;
+  for (const auto& waiter : waiters) {
+    const std::error_code lost = co_await waiter->wait();
+    if (!first) first = lost;
+  }
+  co_return first;
 }
 
 Task<void> FileSystem::send_name(LoopContext& at, InodeId directory, std::string name) {
@@ -317,7 +328,7 @@ Task<void> FileSystem::send_name(LoopContext& at, InodeId directory, std::string
 
 Task<void> FileSystem::send_names(LoopContext& at, InodeId directory) {
   auto inodes = table_.unsent_in(directory);
-  if (!inodes.empty()) co_await send_all(at, std::move(inodes), Sending::kForGood);
+  if (!inodes.empty()) (void)co_await send_all(at, std::move(inodes), Sending::kForGood);
   if (table_.has_alone(directory)) co_await tell_change(at, directory);
   co_return fermata::Status{};
 }
@@ -338,18 +349,30 @@ asio::awaitable<void> FileSystem::tell_change(LoopContext& at, InodeId directory
 }
 
 asio::awaitable<void> FileSystem::hand_over(LoopContext& at, InodeId directory) {
-  auto unsent = table_.unsent_in(directory);
-  if (!unsent.empty()) co_await send_all(at, std::move(unsent), Sending::kForGood);
+  // Also what was made since, if it was granted and called back again meanwhile.
+  constexpr int kRounds = 16;
+  for (int round = 0; round < kRounds; ++round) {
+    auto unsent = table_.unsent_in(directory);
+    if (unsent.empty()) break;
+    (void)co_await send_all(at, std::move(unsent), Sending::kForGood);
+  }
   co_await tell_change(at, directory);
   const auto waiters = handing_over_.extract(directory);
   for (const auto& waiter : waiters.mapped()) waiter->set({});
+}
+
+Task<void> FileSystem::sync_names(LoopContext& at, InodeId directory) {
+  const std::error_code lost =
+      co_await send_all(at, table_.unsent_in(directory), Sending::kForGood);
+  if (lost) co_return session_is_over(lost) ? from_errno(ESTALE) : lost;
+  co_return co_await send_names(at, directory);
 }
 
 Task<void> FileSystem::send_below(LoopContext& at, InodeId inode) {
   if (!inode) {
     // Which one it is, is not known here: it may be any.
     auto inodes = table_.all_unsent();
-    if (!inodes.empty()) co_await send_all(at, std::move(inodes), Sending::kForGood);
+    if (!inodes.empty()) (void)co_await send_all(at, std::move(inodes), Sending::kForGood);
     co_return fermata::Status{};
   }
   FM_CO_CHECK(co_await send_file(at, inode));
@@ -361,7 +384,10 @@ Task<void> FileSystem::send_below(LoopContext& at, InodeId inode) {
 // The cluster will never have it: what was written is kept as a conflict, and the name is free.
 asio::awaitable<void> FileSystem::lose(LoopContext& at, InodeId inode, std::error_code error) {
   const auto files = table_.files_of(inode);
-  if (files.empty() || !table_.drop_unsent(inode, wall_time(), NodeTable::Drop::kLost)) co_return;
+  const bool over = session_is_over(error);
+  const int why = over ? ESTALE : to_errno(error);
+  if (files.empty() || !table_.drop_unsent(inode, wall_time(), NodeTable::Drop::kLost, why))
+    co_return;
   const FilePtr file = files.front();
   count("lost before they were sent");
   CachePin copy;
@@ -397,7 +423,7 @@ asio::awaitable<void> FileSystem::watch_unsent(LoopContext& at) {
       const auto what = table_.unsent(inode);
       if (what && what->since <= old) due.push_back(inode);
     }
-    co_await send_all(at, std::move(due), Sending::kForNow);
+    (void)co_await send_all(at, std::move(due), Sending::kForNow);
   }
   watching_unsent_ = false;
   if (!table_.all_unsent().empty()) begin_watching_unsent();  // one came in between

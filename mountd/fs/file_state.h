@@ -75,6 +75,9 @@ struct FileState {
   std::atomic<bool> creating{false};
   /// Made here, and not known to the cluster: content_gate is held to send it.
   std::atomic<bool> unsent{false};
+  /// Made here, and refused by the cluster for good: why (errno). Nothing of it is committed any
+  /// more, and its bytes are kept as a conflict.
+  std::atomic<int> lost{0};
   std::atomic<bool> mapped{false};       ///< a writable mapping outlived the last writable open
   std::atomic<std::uint32_t> syncs{0};   ///< commits before a close, since there is a writer
   std::atomic<std::uint64_t> writes{0};  ///< that passed the daemon, since there is a writer

@@ -342,11 +342,14 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
   enum class Sending { kForNow, kForGood };
   awaitable<void> send_behind(LoopContext& at, InodeId inode, Sending how,
                               std::shared_ptr<Signal> done);
-  awaitable<void> send_all(LoopContext& at, std::vector<InodeId> inodes, Sending how);
+  /// Why the first of those is lost that are, if any is.
+  awaitable<std::error_code> send_all(LoopContext& at, std::vector<InodeId> inodes, Sending how);
   /// So that whoever makes the name otherwise meets it.
   Task<void> send_name(LoopContext& at, InodeId directory, std::string name);
   /// The cluster knows all files that were made in the directory.
   Task<void> send_names(LoopContext& at, InodeId directory);
+  /// The same for fsync: an error if one of them is lost.
+  Task<void> sync_names(LoopContext& at, InodeId directory);
   /// The cluster knows when the directory was last changed here, by a file that came and went.
   awaitable<void> tell_change(LoopContext& at, InodeId directory);
   /// What was made in a directory that is called back is the cluster's when it has ended. A

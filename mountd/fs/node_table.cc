@@ -579,7 +579,7 @@ void NodeTable::sent(InodeId id, const MutationReply& reply) {
   (void)enter(*dir, name, id, reply.stamp, reply.parent_leased);
 }
 
-bool NodeTable::drop_unsent(InodeId id, Timestamp now, Drop how) {
+bool NodeTable::drop_unsent(InodeId id, Timestamp now, Drop how, int why) {
   MutexLock lock(mutex_);
   Inode* of = peek_inode(id);
   if (of == nullptr || !of->unsent) return false;
@@ -590,7 +590,9 @@ bool NodeTable::drop_unsent(InodeId id, Timestamp now, Drop how) {
   unsent_.erase(id);
   for (const NodeHandle handle : of->nodes) {
     const Node& node = nodes_.at(raw(handle));
-    if (node.file) node.file->unsent = false;
+    if (!node.file) continue;
+    if (how == Drop::kLost) node.file->lost = why;  // before anybody sees that it is sent no more
+    node.file->unsent = false;
   }
   of->gone = true;
   of->attr.nlink = 0;

@@ -156,7 +156,7 @@ class NodeTable {
   /// Its name is gone at `now`, and the file is no longer unsent: kLost, or kRemoved with a last
   /// chance to make it without a name, for whoever still has it open. False: it was not unsent.
   enum class Drop { kRemoved, kLost };
-  bool drop_unsent(InodeId inode, Timestamp now, Drop how);
+  bool drop_unsent(InodeId inode, Timestamp now, Drop how, int why = ESTALE);
   /// A removed one.
   std::optional<Unsent> nameless(InodeId inode);
   /// The cluster has it, without a name.

@@ -445,6 +445,7 @@ std::int32_t FileSystem::backing_of(FileState& file, Fd& reader) {
 }
 
 Result<OpenResult> FileSystem::register_open(const FilePtr& file, const OpenWish& wish) {
+  if (const int why = file->lost.load(); why != 0) return from_errno(why);
   auto opened = std::make_shared<Handle>();
   opened->file = file;
   opened->number = next_handle_.fetch_add(1);
@@ -733,9 +734,10 @@ asio::awaitable<void> FileSystem::close_writer(LoopContext& at, FilePtr file) {
     const bool unlinked = view && view->attr_known && view->attr.nlink == 0;
     if (unlinked) {
       if (!users && detach_copy(file)) {
-        release_orphan(file->inode);
+        const bool lost = file->lost.load() != 0;
+        if (!lost) release_orphan(file->inode);
         file->sticky = false;
-        copy->discard();
+        if (!lost && !copy->conflict()) copy->discard();  // else people want it
         co_return;
       }
       MutexLock lock(file->mutex);

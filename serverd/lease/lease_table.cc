@@ -44,6 +44,7 @@ void LeaseTable::start_term(Term term, const std::vector<SessionId>& live,
   stamp_count_ = 0;
   lease_count_ = 0;
   inodes_.clear();
+  recalls_.clear();
   sessions_.clear();
   for (const SessionId id : live) {
     auto& session = sessions_[id];
@@ -237,7 +238,7 @@ bool LeaseTable::grant_exclusive(SessionId id, InodeId directory, TimePoint now)
   // Whoever holds everything holds this, too; as a wildcard one has yet to give up older grants.
   for (const auto& [other, session] : sessions_)
     if (session.wildcard) return false;
-  if (!sessions_.contains(id)) return false;
+  if (!sessions_.contains(id) || recalls_.contains(directory)) return false;
   Inode& state = inodes_[directory];
   const bool alone = std::all_of(state.holders.begin(), state.holders.end(),
                                  [id](const Holder& holder) { return holder.session == id; });
@@ -297,6 +298,17 @@ std::map<SessionId, CallbackRequest> LeaseTable::recall(const std::vector<InodeI
       ask(state->exclusive, directory);
   }
   return requests;
+}
+
+void LeaseTable::begin_recall(const std::vector<InodeId>& directories) {
+  for (const InodeId directory : directories) ++recalls_[directory];
+}
+
+void LeaseTable::end_recall(const std::vector<InodeId>& directories) {
+  for (const InodeId directory : directories) {
+    const auto it = recalls_.find(directory);  // none: a term began meanwhile
+    if (it != recalls_.end() && --it->second == 0) recalls_.erase(it);
+  }
 }
 
 void LeaseTable::note_asked(InodeId directory, SessionId caller, TimePoint now) {

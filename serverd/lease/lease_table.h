@@ -123,6 +123,9 @@ class LeaseTable {
   /// Those, each with what to ask it; `caller` has asked about the directories at `now`.
   std::map<SessionId, CallbackRequest> recall(const std::vector<InodeId>& directories,
                                               SessionId caller, TimePoint now);
+  /// From asking until all have answered: nobody is granted the directories meanwhile.
+  void begin_recall(const std::vector<InodeId>& directories);
+  void end_recall(const std::vector<InodeId>& directories);
   /// `caller` has asked about names or attributes of the directory.
   void note_asked(InodeId directory, SessionId caller, TimePoint now);
 
@@ -193,6 +196,7 @@ class LeaseTable {
   std::uint64_t stamp_count_ = 0;
   std::map<SessionId, Session> sessions_;  // ordered: callbacks go out in the same order every run
   std::unordered_map<InodeId, Inode> inodes_;
+  std::map<InodeId, std::uint32_t> recalls_;  ///< under way
   std::size_t lease_count_ = 0;
   std::size_t makers_ = 0;  ///< sessions that are
 };

@@ -74,8 +74,11 @@ bool Callbacks::held_elsewhere(const std::vector<InodeId>& directories, SessionI
 Task<void> Callbacks::recall(std::vector<InodeId> directories, SessionId caller) {
   auto requests = node_.leases.recall(directories, caller, node_.env.now());
   node_.count("recalls");
-  FM_CO_TRY(const auto open, co_await break_leases(std::move(requests), InodeId()));
-  static_cast<void>(open);
+  const Term term = node_.term;
+  node_.leases.begin_recall(directories);
+  const auto answered = co_await break_leases(std::move(requests), InodeId());
+  if (node_.term == term) node_.leases.end_recall(directories);
+  if (!answered) co_return answered.error();
   co_return Status();
 }
 

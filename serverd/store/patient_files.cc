@@ -105,10 +105,12 @@ class PatientFile final : public rocksdb::FSWritableFileOwnerWrapper {
   IOStatus Append(const rocksdb::Slice& data, const IOOptions& options,
                   IODebugContext* debug) override {
     const auto take = [&]() -> IOStatus {
-      // Other errors: a file system that cannot.
-      if (IOStatus set = target()->Allocate(size_, data.size(), options, debug); set.IsNoSpace())
-        return set;
-      return target()->Append(data, options, debug);
+      const IOStatus set = target()->Allocate(size_, data.size(), options, debug);
+      if (set.IsNoSpace()) return set;
+      IOStatus done = target()->Append(data, options, debug);
+      // Of a file system that cannot: a part may be written, and must not be once more.
+      if (done.IsNoSpace() && !set.ok()) return IOStatus::IOError("full", done.ToString());
+      return done;
     };
     IOStatus done = state_->with_room(table_, data.size(), take);
     if (done.ok()) size_ += data.size();

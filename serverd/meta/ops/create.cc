@@ -151,11 +151,16 @@ Outcome apply_op(OpContext& context, const ReserveInodesOp& op) {
 // The directory is not changed by it. As an orphan it goes with the session at the latest.
 Outcome apply_op(OpContext& context, const CreateUnnamedOp& op) {
   Txn& txn = context.txn;
-  FM_TRY(const auto directory, live_directory(txn, op.parent));
-  if (directory.refusal) return refuse(directory.refusal);
-  FM_TRY(const auto denied,
-         check_access(context, op.parent, directory.record, kMayWrite | kMayExecute));
-  if (denied) return refuse(denied);
+  FM_TRY(auto directory, live_directory(txn, op.parent));
+  // One that was shown already was made when it could be, in a directory that may be gone by now.
+  const bool shown = static_cast<bool>(op.inode);
+  if (directory.refusal && !shown) return refuse(directory.refusal);
+  if (directory.refusal) directory.record = InodeRecord();
+  if (!shown) {
+    FM_TRY(const auto denied,
+           check_access(context, op.parent, directory.record, kMayWrite | kMayExecute));
+    if (denied) return refuse(denied);
+  }
   if (const auto bad = check_new_owner(context.command.cred, op.uid, op.gid)) return refuse(bad);
   const SessionId session = context.command.session;
   FM_TRY(const auto alive, txn.session(session));

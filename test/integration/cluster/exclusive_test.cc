@@ -14,12 +14,14 @@
 #include <boost/json.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
+#include <fstream>
 #include <memory>
 #include <set>
 #include <thread>
 
 #include "test/integration/cluster/alone.h"
 #include "test/integration/cluster/files.h"
+#include "test/integration/cluster/lock_calls.h"
 #include "test/support/mini_cluster.h"
 
 namespace fermata::test {
@@ -588,6 +590,62 @@ TEST_CASE(
     return known ? read_file(b + "/d/open") == "never closed" : kept == 1;
   }));
   CHECK(names_in(b + "/d").size() == (known ? 3U : 2U));
+}
+
+TEST_CASE("exclusive: what was written to a file that is lost is kept, after its close, too",
+          "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  pid_t daemon = 0;
+  std::ifstream pidfile(two.cluster.dir() + "/mount.pid");
+  REQUIRE(pidfile >> daemon);
+  std::unique_ptr<Held> fd;
+  // The daemon may have sent it already, when it is stopped: then it is not lost.
+  for (int i = 0;; ++i) {
+    REQUIRE(i < 10);
+    have_alone(two.cluster, two.a, two.a + "/d");
+    fd = two.make("lost" + std::to_string(i));
+    fd->pwrite("written", 0);
+    stop(daemon);
+    const bool known = exists(two.b + "/d/lost" + std::to_string(i));  // when the session is over
+    REQUIRE(kill(daemon, SIGCONT) == 0);
+    if (!known) break;
+    CHECK(fd->close() == 0);
+  }
+  REQUIRE(
+      eventually([&] { return happened(two.cluster, two.a, "lost before they were sent") == 1; }));
+  CHECK(fd->fsync() == ESTALE);
+  CHECK(fd->close() == ESTALE);
+  fd.reset();
+  // Nothing is left open, and what close_writer() has to do is done.
+  std::string bytes_at;
+  CHECK(eventually([&] {
+    const RunResult listed = two.cluster.fermata("cache ls --json " + two.a);
+    const json::value rows = json::parse(listed.out);
+    for (const json::value& row : rows.as_object().at("files").as_array()) {
+      const json::object& file = row.as_object();
+      if (!file.at("conflict").as_bool() || file.at("open").as_bool()) continue;
+      bytes_at = file.at("bytes_at").as_string();
+    }
+    return !bytes_at.empty();
+  }));
+  two.cluster.umount(two.a);  // the last word of every task
+  CHECK(read_file(bytes_at) == "written");
+  CHECK(two.cluster.digests_equal());
+}
+
+TEST_CASE("exclusive: a file removed before it was sent outlives its directory", "[exclusive]") {
+  FM_NEEDS_MOUNTS();
+  Two two;
+  const auto fd = two.make("f");
+  REQUIRE(unlink((two.a + "/d/f").c_str()) == 0);
+  REQUIRE(rmdir((two.a + "/d").c_str()) == 0);
+  CHECK(fd->lock() == 0);
+  fd->pwrite("bytes", 0);
+  CHECK(fd->fsync() == 0);
+  CHECK(fd->pread(5, 0) == "bytes");
+  CHECK(fd->close() == 0);
+  CHECK(two.cluster.digests_equal());
 }
 
 TEST_CASE("exclusive: files made before a failover are there after it", "[exclusive]") {

@@ -230,6 +230,19 @@ TEST_CASE("LeaseTable: a directory is one session's alone if no other holds it",
   CHECK_FALSE(table.grant_exclusive(kB, kDir, kNow));
 }
 
+TEST_CASE("LeaseTable: nobody is granted a directory while others' recalls of it are under way",
+          "[lease]") {
+  auto table = table_with({kA, kB});
+  table.begin_recall({kDir});
+  table.begin_recall({kDir, kOther});
+  CHECK_FALSE(table.grant_exclusive(kA, kDir, kNow));
+  table.end_recall({kDir});
+  CHECK_FALSE(table.grant_exclusive(kA, kDir, kNow));
+  table.end_recall({kDir, kOther});
+  CHECK(table.grant_exclusive(kA, kDir, kNow));
+  CHECK(table.grant_exclusive(kB, kOther, kNow));
+}
+
 TEST_CASE("LeaseTable: a recall asks for the exclusive lease only, and ends it", "[lease]") {
   auto table = table_with({kA, kB});
   REQUIRE(table.grant_exclusive(kA, kDir, kNow));
