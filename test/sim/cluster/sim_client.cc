@@ -311,6 +311,8 @@ Task<void> SimClient::lock_file(std::size_t process) {
     FM_CO_CHECK(co_await mount_->unlock(op));
     if (!granted) co_return granted.error();
     if (!*granted) co_return Status();
+    // Programs lock again what they have locked long ago, without looking the file up once more.
+    if (random_.chance(1, 4)) (void)co_await env_->sleep_for(Duration(random_.below(15) * 1s));
   }
   co_return Status();
 }
