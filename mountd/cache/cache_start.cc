@@ -192,9 +192,7 @@ Status CacheStore::check_format() {
 Status CacheStore::note_boot() {
   const std::string path = options_.dir + "/boot";
   BootFile boot{kBootMagic, 1, 0, {}, 0, 0};
-  FM_TRY(const auto boot_fd, posix::open_file("/proc/sys/kernel/random/boot_id", O_RDONLY));
-  FM_TRY(const auto size, posix::read_at(*boot_fd, 0, std::as_writable_bytes(std::span(boot.id))));
-  static_cast<void>(size);
+  FM_TRY(boot.id, posix::boot_id());
   const MutexLock lock(mutex_);
   if (const auto bytes = posix::read_whole(path, 4096)) {
     const auto before =

@@ -57,6 +57,14 @@ Result<BackingStat> stat_file(const Fd& fd) {
                      to_ns(st.st_mtim), to_ns(st.st_ctim)};
 }
 
+Result<std::array<char, 40>> boot_id() {
+  std::array<char, 40> id{};
+  FM_TRY(const auto fd, open_file("/proc/sys/kernel/random/boot_id", O_RDONLY));
+  FM_TRY(const auto size, read_at(*fd, 0, std::as_writable_bytes(std::span(id))));
+  static_cast<void>(size);
+  return id;
+}
+
 Result<std::size_t> read_at(const Fd& fd, std::uint64_t offset_bytes, MutableByteView out) {
   std::size_t done = 0;
   while (done < out.size()) {

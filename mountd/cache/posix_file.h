@@ -2,6 +2,7 @@
 // passthrough hands to the kernel, so it does not go through fermata::Disk.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -34,6 +35,9 @@ struct BackingStat {
 };
 
 namespace posix {
+
+/// The kernel's text: another one after each start of the machine.
+Result<std::array<char, 40>> boot_id();
 
 /// Since 1970, as files' times are.
 std::int64_t wall_ns();

@@ -1,6 +1,5 @@
 #include "mountd/cache/session_file.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -35,9 +34,7 @@ Result<Record> record_of(const std::string& directory, const SessionFile::Mark& 
   if (::stat(directory.c_str(), &st) != 0) return last_errno();
   out.device = st.st_dev;
   out.inode = st.st_ino;
-  FM_TRY(const auto fd, posix::open_file("/proc/sys/kernel/random/boot_id", O_RDONLY));
-  FM_TRY(const auto size, posix::read_at(*fd, 0, std::as_writable_bytes(std::span(out.boot))));
-  static_cast<void>(size);
+  FM_TRY(out.boot, posix::boot_id());
   out.checksum = crc32c(bytes_of(out));
   return out;
 }

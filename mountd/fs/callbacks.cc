@@ -66,8 +66,7 @@ asio::awaitable<CallbackReply> FileSystem::on_callback(CallbackRequest request) 
         std::find(reply.open.begin(), reply.open.end(), item.inode) != reply.open.end();
     if (!item.asks_open || open) continue;
     // Its last name goes: nobody can want its copies.
-    for (const auto& file : table_.files_of(item.inode)) let_go(*file);
-    store_->drop_clean(item.inode);
+    co_await forget_copies(here, item.inode);
   }
   co_await invalidate(std::move(dropped));
   for (const auto& recall : request.recalls) begin_hand_back(recall.inode, recall.space);

@@ -159,25 +159,22 @@ Task<std::optional<AttrReplyValue>> FileSystem::set_here(LoopContext& at, Creden
   const Attr attr = view->attr;
   const bool root = who.uid == 0;
   if (!root && who.uid != attr.uid) co_return Answer();
-  SetAttrOp op;
-  if (set.has(kSetMode)) op.mode = set.mode & 07777;
-  if (set.has(kSetUid)) op.uid = options_.identity.cluster_uid(set.uid);
-  if (set.has(kSetGid)) op.gid = options_.identity.cluster_gid(set.gid);
+  SetAttrOp op = op_of(file->inode, set);
   if (op.uid == attr.uid) op.uid.reset();
   if (op.gid == attr.gid) op.gid.reset();
   if ((op.uid || op.gid) && !root) co_return Answer();
   const bool special = ((attr.mode | op.mode.value_or(0)) & (S_ISUID | S_ISGID)) != 0;
   if (special) co_return Answer();  // who may set them, and what clears them
   const Timestamp now = wall_time();
-  if (set.has(kSetAtime)) op.atime = set.has(kSetAtimeNow) ? now : from_timespec(set.atime);
-  if (set.has(kSetMtime)) op.mtime = set.has(kSetMtimeNow) ? now : from_timespec(set.mtime);
+  if (op.atime_now) op.atime = now;
+  if (op.mtime_now) op.mtime = now;
   if (view->noted_read && !op.atime) op.atime = attr.atime;
   const auto changed = table_.set_unsent(node, op, now);
   if (!changed) co_return Answer();
   if (op.atime) table_.clear_read(file->inode);
   if (op.mtime) {
     const Attr fresh = changed->attr;
-    const auto job = [this, file, fresh, set] { return set_backing_times(file, fresh, set); };
+    const auto job = [this, file, fresh] { return set_backing_times(file, fresh); };
     FM_CO_CHECK(co_await blocking<void>(*at.env, job));
   }
   count("set here");

@@ -497,6 +497,23 @@ void FileSystem::setattr(Ctx ctx, NodeHandle node, const SetAttributes& set, Att
       [](AttrReply& to, const AttrReplyValue& value) { to.attr(value.attr, value.timeout); });
 }
 
+SetAttrOp FileSystem::op_of(InodeId inode, const SetAttributes& set) const {
+  SetAttrOp op;
+  op.inode = inode;
+  if (set.has(kSetMode)) op.mode = set.mode & 07777;
+  if (set.has(kSetUid)) op.uid = options_.identity.cluster_uid(set.uid);
+  if (set.has(kSetGid)) op.gid = options_.identity.cluster_gid(set.gid);
+  if (set.has(kSetAtime)) {
+    op.atime_now = set.has(kSetAtimeNow);
+    if (!op.atime_now) op.atime = from_timespec(set.atime);
+  }
+  if (set.has(kSetMtime)) {
+    op.mtime_now = set.has(kSetMtimeNow);
+    if (!op.mtime_now) op.mtime = from_timespec(set.mtime);
+  }
+  return op;
+}
+
 Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, NodeHandle node,
                                             SetAttributes set, bool squashed) {
   if (options_.read_only) co_return std::errc::read_only_file_system;
@@ -510,19 +527,7 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
     FM_CO_CHECK(co_await set_size(at, who, node, set));
     if (set.has(kSetMtimeNow)) set.valid &= ~std::uint32_t{kSetMtime | kSetMtimeNow};
   }
-  SetAttrOp op;
-  op.inode = view.inode;
-  if (set.has(kSetMode)) op.mode = set.mode & 07777;
-  if (set.has(kSetUid)) op.uid = options_.identity.cluster_uid(set.uid);
-  if (set.has(kSetGid)) op.gid = options_.identity.cluster_gid(set.gid);
-  if (set.has(kSetAtime)) {
-    op.atime_now = set.has(kSetAtimeNow);
-    if (!op.atime_now) op.atime = from_timespec(set.atime);
-  }
-  if (set.has(kSetMtime)) {
-    op.mtime_now = set.has(kSetMtimeNow);
-    if (!op.mtime_now) op.mtime = from_timespec(set.mtime);
-  }
+  SetAttrOp op = op_of(view.inode, set);
   op.clear_suid_sgid = set.has(kSetKillSuidGid) && (view.attr.mode & (S_ISUID | S_ISGID)) != 0;
   constexpr std::uint32_t kValues = kSetMode | kSetUid | kSetGid | kSetSize | kSetAtime | kSetMtime;
   // chown(path, -1, -1) of a file that loses setuid or setgid by it is for its owner, which the
@@ -567,7 +572,7 @@ Task<AttrReplyValue> FileSystem::do_setattr(LoopContext& at, Credentials who, No
     if (reply.attr && view.file && set.has(kSetMtime)) {
       const FilePtr file = view.file;
       const Attr attr = *reply.attr;
-      const auto job = [this, file, attr, set] { return set_backing_times(file, attr, set); };
+      const auto job = [this, file, attr] { return set_backing_times(file, attr); };
       FM_CO_CHECK(co_await blocking<void>(*at.env, job));
     }
     if (reply.attr) {
@@ -592,7 +597,7 @@ void FileSystem::refresh_other_nodes(InodeId inode, NodeHandle but) {
 
 // A file that is being written takes its mtime from the backing file, so what utimens set must go
 // there too: the next commit would undo it.
-Status FileSystem::set_backing_times(const FilePtr& file, const Attr& attr, const SetAttributes&) {
+Status FileSystem::set_backing_times(const FilePtr& file, const Attr& attr) {
   CachePin copy;
   {
     MutexLock lock(file->mutex);

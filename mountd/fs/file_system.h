@@ -272,7 +272,8 @@ class FileSystem final : public Operations, public SessionKeeper::Events {
                                   SetAttributes set, bool squashed);
   /// After an own change of the inode through the node `but`, before its answer.
   void refresh_other_nodes(InodeId inode, NodeHandle but);
-  Status set_backing_times(const FilePtr& file, const Attr& attr, const SetAttributes& set);
+  SetAttrOp op_of(InodeId inode, const SetAttributes& set) const;
+  Status set_backing_times(const FilePtr& file, const Attr& attr);
   Task<void> set_size(LoopContext& at, Credentials who, NodeHandle node, SetAttributes set);
   Task<struct statvfs> do_statfs(LoopContext& at);
   Task<struct statvfs> do_statfs_within(LoopContext& at, InodeId inode);

@@ -204,7 +204,7 @@ std::future<Mountd::LeftFiles> Mountd::commit_all(Duration patience) {
   return future;
 }
 
-json::object Mountd::told_of(std::size_t uncommitted, const LeftFiles& files) {
+json::object Mountd::told_of(const LeftFiles& files) {
   constexpr std::size_t kTold = 100;
   json::array left, conflicts;
   std::size_t refused = 0;
@@ -220,7 +220,7 @@ json::object Mountd::told_of(std::size_t uncommitted, const LeftFiles& files) {
                                      {"version", copy.base.value()},
                                      {"bytes_at", copy.data_path}});
   }
-  return json::object{{"uncommitted", uncommitted},
+  return json::object{{"uncommitted", files.size() - refused},
                       {"refused", refused},
                       {"files", std::move(left)},
                       {"conflict_files", store_->stats().conflict_files},
@@ -252,7 +252,8 @@ std::size_t Mountd::stop(Duration patience) {
           "{} files could not be committed: they stay in {} and are committed at the next mount",
           failed, options_.cache_dir);
     }
-    if (store_) told = told_of(failed, files);
+    if (store_) told = told_of(files);
+    told["uncommitted"] = failed;
     fs_->detach();
     notifier_.reset();
   }
@@ -413,9 +414,7 @@ std::string Mountd::control(const std::string& verb, const std::string& request,
       if (stop_asked_) return R"({"error":"the mount is being stopped"})";
     }
     const LeftFiles failed = future.get();
-    const auto conflicts = static_cast<std::size_t>(
-        std::ranges::count_if(failed, [](const auto& file) { return file.conflict; }));
-    json::object out = told_of(failed.size() - conflicts, failed);
+    json::object out = told_of(failed);
     out["committed"] = dirty - std::min<std::uint64_t>(dirty, failed.size());
     if (verb == "cache-flush") {
       fs_->drop_idle();

@@ -59,7 +59,7 @@ class Mountd {
   using LeftFiles = std::vector<FileSystem::Uncommitted>;
   std::future<LeftFiles> commit_all(Duration patience);
   /// What the verbs that commit tell about what is left: `uncommitted`, `files`, `conflicts`.
-  boost::json::object told_of(std::size_t uncommitted, const LeftFiles& files);
+  boost::json::object told_of(const LeftFiles& files);
   void stop_clients();
 
   const MountdOptions options_;

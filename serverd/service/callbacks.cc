@@ -18,8 +18,8 @@ constexpr Duration kRetryAfter = 20ms;
 
 Patience::Patience(const NodeContext& node, SessionId session, double leases)
     : node_(node),
-      length_(std::chrono::duration_cast<Duration>(node.sessions.lease(session) * leases)),
-      ends_(node.env.now() + length_),
+      ends_(node.env.now() +
+            std::chrono::duration_cast<Duration>(node.sessions.lease(session) * leases)),
       seen_at_(node.env.now()),
       seen_(node.ns->applied_index()) {}
 

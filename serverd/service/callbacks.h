@@ -27,11 +27,9 @@ class Patience {
   Patience(const NodeContext& node, SessionId session, double leases);
   /// To be asked every few seconds at least.
   bool is_over();
-  Duration length() const { return length_; }
 
  private:
   const NodeContext& node_;
-  Duration length_;
   TimePoint ends_, seen_at_;
   LogIndex seen_;  ///< how far the state was then
 };
