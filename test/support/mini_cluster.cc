@@ -251,8 +251,18 @@ std::string MiniCluster::mount_another(const std::string& options) {
   return point;
 }
 
+std::string MiniCluster::pid_file_of(const std::string& mount_point) const {
+  return mount_point == mnt() ? dir_ + "/mount.pid" : mount_point + ".pid";
+}
+
+pid_t MiniCluster::daemon_of(const std::string& mount_point) const {
+  const pid_t pid = pid_in(pid_file_of(mount_point));
+  if (pid == 0) throw std::runtime_error("no daemon serves " + mount_point);
+  return pid;
+}
+
 void MiniCluster::kill_mount(const std::string& mount_point) {
-  kill_and_wait(pid_in(mount_point == mnt() ? dir_ + "/mount.pid" : mount_point + ".pid"));
+  kill_and_wait(pid_in(pid_file_of(mount_point)));
   umount2(mount_point.c_str(), MNT_DETACH);
 }
 

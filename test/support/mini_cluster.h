@@ -9,6 +9,8 @@
 // unless their options say (io_uring_switch.h).
 #pragma once
 
+#include <sys/types.h>
+
 #include <chrono>
 #include <functional>
 #include <map>
@@ -63,6 +65,8 @@ class MiniCluster {
                        const std::string& options = {});
   /// A tmpfs of that size ("24m") of the test's own, or an ext4 ("ext4:200m"); where it is mounted.
   std::string small_disk(const std::string& name, const std::string& kind);
+  /// The daemon of a mount point of ours, which runs.
+  pid_t daemon_of(const std::string& mount_point) const;
   /// SIGKILLs the daemon of a mount point of ours and takes the dead mount away.
   void kill_mount(const std::string& mount_point);
   void umount(const std::string& mount_point);
@@ -85,6 +89,7 @@ class MiniCluster {
 
  private:
   void clean_up();
+  std::string pid_file_of(const std::string& mount_point) const;
 
   std::string dir_;
   int mount_count_ = 0;

@@ -30,7 +30,6 @@ int open_as(uid_t uid, const std::string& path) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
-std::int64_t ns_of(const timespec& time) { return time.tv_sec * 1'000'000'000 + time.tv_nsec; }
 std::int64_t atime_of(const std::string& path) { return ns_of(stat_of(path).st_atim); }
 
 void link_descriptor(int fd, const std::string& to) {

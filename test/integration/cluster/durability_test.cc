@@ -7,7 +7,6 @@
 #include <boost/json.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <cstdio>
-#include <fstream>
 
 #include "common/env/random.h"
 #include "test/integration/cluster/files.h"
@@ -214,9 +213,7 @@ TEST_CASE("a flush that makes a conflict does not end as if all were well", "[du
   const std::string a = cluster.mnt();
   const std::string b = cluster.mount_another();
   write_file(a + "/f", "old");
-  std::ifstream pidfile(cluster.dir() + "/mount.pid");
-  pid_t daemon = 0;
-  REQUIRE(pidfile >> daemon);
+  const pid_t daemon = cluster.daemon_of(a);
   // In a process of its own: what this one starts closes what it inherits, which commits.
   int ready[2];
   REQUIRE(pipe(ready) == 0);

@@ -14,7 +14,6 @@
 #include <boost/json.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
-#include <fstream>
 #include <memory>
 #include <set>
 #include <thread>
@@ -358,14 +357,13 @@ TEST_CASE("exclusive: what its maker sets of a file goes with it", "[exclusive]"
   const auto mutations = [&] { return two.cluster.rpc_counts(two.a)["mutate"]; };
   const auto same = [&](const std::string& name) {
     const struct stat here = stat_of(two.a + "/d/" + name), there = stat_of(two.b + "/d/" + name);
-    const auto ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_nsec; };
     CHECK(there.st_mode == here.st_mode);
     CHECK(there.st_uid == here.st_uid);
     CHECK(there.st_gid == here.st_gid);
     CHECK(there.st_size == here.st_size);
-    CHECK(ns(there.st_mtim) == ns(here.st_mtim));
-    CHECK(ns(there.st_atim) == ns(here.st_atim));
-    CHECK(ns(there.st_ctim) == ns(here.st_ctim));
+    CHECK(ns_of(there.st_mtim) == ns_of(here.st_mtim));
+    CHECK(ns_of(there.st_atim) == ns_of(here.st_atim));
+    CHECK(ns_of(there.st_ctim) == ns_of(here.st_ctim));
     return there;
   };
   const timespec times[2] = {{1'000'000, 5}, {2'000'000, 7}};
@@ -493,11 +491,10 @@ TEST_CASE("exclusive: a file that came and went has changed its directory", "[ex
   const struct stat here = stat_of(two.a + "/d");
   const struct stat there = stat_of(two.b + "/d");
   const struct stat later = stat_of(two.a + "/d");
-  const auto ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_nsec; };
-  CHECK(ns(here.st_mtim) > ns(before.st_mtim));
-  CHECK(ns(there.st_mtim) == ns(here.st_mtim));
-  CHECK(ns(there.st_ctim) == ns(here.st_ctim));
-  CHECK(ns(later.st_mtim) == ns(here.st_mtim));
+  CHECK(ns_of(here.st_mtim) > ns_of(before.st_mtim));
+  CHECK(ns_of(there.st_mtim) == ns_of(here.st_mtim));
+  CHECK(ns_of(there.st_ctim) == ns_of(here.st_ctim));
+  CHECK(ns_of(later.st_mtim) == ns_of(here.st_mtim));
 }
 
 TEST_CASE("exclusive: who made a file commits it, whoever owns it by then", "[exclusive]") {
@@ -596,9 +593,7 @@ TEST_CASE("exclusive: what was written to a file that is lost is kept, after its
           "[exclusive]") {
   FM_NEEDS_MOUNTS();
   Two two;
-  pid_t daemon = 0;
-  std::ifstream pidfile(two.cluster.dir() + "/mount.pid");
-  REQUIRE(pidfile >> daemon);
+  const pid_t daemon = two.cluster.daemon_of(two.a);
   std::unique_ptr<Held> fd;
   // The daemon may have sent it already, when it is stopped: then it is not lost.
   for (int i = 0;; ++i) {

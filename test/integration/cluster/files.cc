@@ -83,6 +83,8 @@ int read_error(const std::string& path) {
   return 0;
 }
 
+std::int64_t ns_of(const timespec& time) { return time.tv_sec * 1'000'000'000 + time.tv_nsec; }
+
 struct stat stat_of(const std::string& path) {
   struct stat st {};
   if (::lstat(path.c_str(), &st) != 0) fail("lstat " + path);

@@ -35,6 +35,7 @@ class Fd {
   std::string path_;
 };
 struct stat stat_of(const std::string& path);
+std::int64_t ns_of(const timespec& time);
 bool exists(const std::string& path);
 /// 0 or the errno.
 int errno_of(int result);

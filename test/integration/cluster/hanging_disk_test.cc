@@ -93,9 +93,8 @@ TEST_CASE("hanging disks: who recalls a directory waits for what was done there"
   CHECK(looks.wait_for(std::chrono::seconds(0)) == std::future_status::timeout);
   frozen.reset();
   const struct stat there = looks.get();
-  const auto ns = [](const timespec& t) { return t.tv_sec * 1'000'000'000LL + t.tv_nsec; };
-  CHECK(ns(here.st_mtim) > ns(before.st_mtim));
-  CHECK(ns(there.st_mtim) == ns(here.st_mtim));
+  CHECK(ns_of(here.st_mtim) > ns_of(before.st_mtim));
+  CHECK(ns_of(there.st_mtim) == ns_of(here.st_mtim));
   CHECK(cluster.digests_equal());
 }
 

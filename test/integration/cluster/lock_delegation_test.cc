@@ -283,7 +283,7 @@ TEST_CASE("locks: a signal ends the wait for a lock of another mount's delegatio
   Fd mine(a + "/f", O_RDWR);
   REQUIRE(becomes_delegated(cluster, a, mine));
   const Fd known(b + "/f", O_RDWR);  // a mount that has the directory alone would be asked first
-  const pid_t daemon = daemon_of(cluster.dir() + "/mount.pid");
+  const pid_t daemon = cluster.daemon_of(a);
   stop(daemon);  // it cannot hand it back
   const std::string mark = cluster.dir() + "/interrupted";
   Child child([&] {
@@ -374,7 +374,7 @@ TEST_CASE("locks: a mount gives itself none after its session's lease", "[locks]
   write_file(a + "/f", "x");
   Fd mine(a + "/f", O_RDWR), other(b + "/f", O_RDWR);
   REQUIRE(becomes_delegated(cluster, a, mine));
-  const pid_t daemon = daemon_of(cluster.dir() + "/mount.pid");
+  const pid_t daemon = cluster.daemon_of(a);
   stop(daemon);
   std::atomic<int> late{-1};
   std::thread asks([&] { late = set_lock(mine, F_SETLK, F_WRLCK); });  // read when it goes on
@@ -402,7 +402,7 @@ TEST_CASE("locks: a delegation goes back after the last close", "[locks]") {
     mutations = cluster.rpc_counts(a)["mutate"];
   }
   REQUIRE(eventually([&] { return cluster.rpc_counts(a)["mutate"] > mutations; }));
-  const pid_t daemon = daemon_of(cluster.dir() + "/mount.pid");
+  const pid_t daemon = cluster.daemon_of(a);
   stop(daemon);
   const auto begin = std::chrono::steady_clock::now();
   const int got = set_lock(other, F_OFD_SETLK, F_WRLCK);

@@ -117,7 +117,7 @@ TEST_CASE("locks: one that is asked for while the session is renewed is held by 
   }
   REQUIRE(set_lock(*fds[0], F_OFD_SETLK, F_RDLCK) == 0);
   Fd other(b + "/f0", O_RDWR);
-  const pid_t daemon = number_in(cluster.dir() + "/mount.pid");
+  const pid_t daemon = cluster.daemon_of(cluster.mnt());
   stop(daemon);
   const int waited = set_lock(other, F_OFD_SETLKW, F_WRLCK);  // until the session is over
   REQUIRE(kill(daemon, SIGCONT) == 0);

@@ -326,9 +326,7 @@ TEST_CASE("locks: a holder whose session is over is fenced", "[locks]") {
   write_file(a + "/read", "x");
   Fd reader(a + "/read", O_RDWR);
   REQUIRE(set_lock(reader, F_OFD_SETLK, F_RDLCK) == 0);
-  std::ifstream pidfile(cluster.dir() + "/mount.pid");
-  pid_t daemon = 0;
-  REQUIRE(pidfile >> daemon);
+  const pid_t daemon = cluster.daemon_of(a);
   stop(daemon);
   {
     Fd other(b + "/f", O_RDWR);

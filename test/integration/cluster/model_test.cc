@@ -2,7 +2,6 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <cstdio>
-#include <filesystem>
 
 #include "test/integration/cluster/files.h"
 #include "test/support/io_uring_switch.h"
@@ -11,20 +10,10 @@
 namespace fermata::test {
 namespace {
 
-// The oracle is ext4 in a file, whatever this machine's own filesystem is.
-std::string make_ext4(const MiniCluster& cluster) {
-  const std::string image = cluster.dir() + "/ext4.img";
-  const std::string point = cluster.dir() + "/ext4";
-  std::filesystem::create_directories(point);
-  const RunResult made = run("truncate -s 1G " + image + " && mkfs.ext4 -q " + image +
-                             " && mount -o loop " + image + " " + point);
-  if (made.exit_code != 0) FAIL("no ext4 to compare with: " << made.out);
-  return point;
-}
-
+/// The oracle is ext4 in a file, whatever this machine's own filesystem is.
 void compare(MiniCluster& cluster, const std::string& places, const std::string& arguments) {
   const RunResult result = run(cluster.bin("model_mount") + " " + places + " --local " +
-                                   make_ext4(cluster) + " " + arguments,
+                                   cluster.small_disk("ext4", "ext4:1G") + " " + arguments,
                                std::chrono::minutes(25));
   std::printf("%s\n", result.out.c_str());
   CHECK(result.exit_code == 0);

@@ -59,16 +59,24 @@ Result<MutationReply> lock_beside(Client& other, Client& holder, const LockOp& o
   return running.get();
 }
 
+struct HolderAndOther {
+  explicit HolderAndOther(std::vector<std::string> more = {}) : daemons(std::move(more)) {
+    daemons.start_all();
+    REQUIRE(holder.open_session().has_value());
+    REQUIRE(other.open_session().has_value());
+    file = make_file(holder);
+  }
+  Daemons daemons;
+  Client holder{daemons}, other{daemons};
+  InodeId file;
+};
+
 }  // namespace
 
 TEST_CASE("locks: another session's request is decided when the holder has returned the list",
           "[service]") {
-  Daemons daemons;
-  daemons.start_all();
-  Client holder(daemons), other(daemons);
-  REQUIRE(holder.open_session().has_value());
-  REQUIRE(other.open_session().has_value());
-  const InodeId file = make_file(holder);
+  HolderAndOther sessions;
+  auto& [daemons, holder, other, file] = sessions;
   REQUIRE(becomes_delegated(holder, file));
   SECTION("it had released what it held") {
     const auto reply = lock_beside(other, holder, lock_op(file, LockType::kShared), {});
@@ -99,12 +107,8 @@ TEST_CASE("locks: another session's request is decided when the holder has retur
 }
 
 TEST_CASE("locks: a return may take its time once the callback is answered", "[service]") {
-  Daemons daemons;
-  daemons.start_all();
-  Client holder(daemons), other(daemons);
-  REQUIRE(holder.open_session().has_value());
-  REQUIRE(other.open_session().has_value());
-  const InodeId file = make_file(holder);
+  HolderAndOther sessions;
+  auto& [daemons, holder, other, file] = sessions;
   REQUIRE(becomes_delegated(holder, file));
   LockOp waits = lock_op(file, LockType::kShared);
   waits.ticket = 1;
@@ -131,12 +135,8 @@ TEST_CASE("locks: a return may take its time once the callback is answered", "[s
 
 TEST_CASE("locks: a mount that answers callbacks and never returns its locks loses its session",
           "[service]") {
-  Daemons daemons({"--lease-ms", "1500"});
-  daemons.start_all();
-  Client holder(daemons), other(daemons);
-  REQUIRE(holder.open_session().has_value());
-  REQUIRE(other.open_session().has_value());
-  const InodeId file = make_file(holder);
+  HolderAndOther sessions({"--lease-ms", "1500"});
+  auto& [daemons, holder, other, file] = sessions;
   REQUIRE(becomes_delegated(holder, file));
   auto running = std::async(std::launch::async, [&] {
     const auto until = std::chrono::steady_clock::now() + 30s;
@@ -186,12 +186,8 @@ TEST_CASE("locks: a list is delegated when every node has said that it knows wha
 }
 
 TEST_CASE("locks: a file that somebody waits for is not delegated", "[service]") {
-  Daemons daemons;
-  daemons.start_all();
-  Client holder(daemons), other(daemons);
-  REQUIRE(holder.open_session().has_value());
-  REQUIRE(other.open_session().has_value());
-  const InodeId file = make_file(holder);
+  HolderAndOther sessions;
+  auto& [daemons, holder, other, file] = sessions;
   LockOp op = lock_op(file, LockType::kExclusive);
   op.delegate = false;
   REQUIRE(holder.mutate(op).has_value());
