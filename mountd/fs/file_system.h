@@ -2,10 +2,10 @@
 //
 // What the caches can answer is answered inline on the loop that read the request; anything else
 // is a coroutine of the same loop, with that loop's own client. Spread over files by subject:
-// file_system.cc (attributes, bookkeeping), namespace_ops.cc, directory_ops.cc, open.cc (open,
-// create, release), exclusive.cc (files that the cluster hears of later), file_io.cc, xattr_ops.cc,
-// commit.cc (flush, fsync, write-back), lock_ops.cc, lock_delegation.cc, lock_release.cc,
-// locked_content.cc, callbacks.cc.
+// file_system.cc (lookup, bookkeeping), attribute_ops.cc, namespace_ops.cc, directory_ops.cc,
+// open.cc (open, create), close.cc (release), exclusive.cc (files that the cluster hears of later),
+// file_io.cc, xattr_ops.cc, commit.cc (flush, fsync, write-back), lock_ops.cc, lock_delegation.cc,
+// lock_release.cc, locked_content.cc, callbacks.cc.
 //
 // Rules that hold throughout: a lock is never held across a co_await or a reply; a kernel lookup is
 // counted before the answer that grants it is sent; what the kernel may cache ends no later than

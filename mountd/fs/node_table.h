@@ -335,6 +335,7 @@ class NodeTable {
   /// Opens of devices, FIFOs and sockets are the kernel's alone: one that it knows may be open.
   static bool maybe_open(const Node& node, const Inode& of);
   /// In use, met by a newer version, and it is not known yet whether it holds local work.
+  static std::uint64_t raw(NodeHandle node) { return static_cast<std::uint64_t>(node); }
   static bool unsettled(const Node& node, const Inode& of);
   Node* settled_node(Inode& of) FM_REQUIRES(mutex_);
   bool enter(Inode& dir, std::string_view name, InodeId child, Stamp stamp, bool leased)

@@ -1,5 +1,6 @@
 #include "test/integration/cluster/alone.h"
 
+#include <dirent.h>
 #include <unistd.h>
 
 #include <boost/json.hpp>
@@ -32,6 +33,18 @@ void have_alone(MiniCluster& cluster, const std::string& mnt, const std::string&
     REQUIRE(unlink(name.c_str()) == 0);
     return made_here(cluster, mnt) > before;
   }));
+}
+
+std::set<std::string> names_in(const std::string& directory) {
+  std::set<std::string> names;
+  DIR* dir = opendir(directory.c_str());
+  REQUIRE(dir != nullptr);
+  while (const dirent* entry = readdir(dir)) {
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.insert(name);
+  }
+  closedir(dir);
+  return names;
 }
 
 }  // namespace fermata::test

@@ -1,17 +1,12 @@
 // Files that a mount makes in a directory that it has alone: real at once where they are made, one
 // log round to their close, and seen by everybody else as soon as anybody else looks.
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <atomic>
-#include <boost/json.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <memory>
@@ -20,134 +15,10 @@
 
 #include "test/integration/cluster/alone.h"
 #include "test/integration/cluster/files.h"
-#include "test/integration/cluster/lock_calls.h"
 #include "test/support/mini_cluster.h"
 
 namespace fermata::test {
 namespace {
-
-namespace json = boost::json;
-
-std::set<std::string> names_in(const std::string& directory) {
-  std::set<std::string> names;
-  DIR* dir = opendir(directory.c_str());
-  REQUIRE(dir != nullptr);
-  while (const dirent* entry = readdir(dir)) {
-    const std::string name = entry->d_name;
-    if (name != "." && name != "..") names.insert(name);
-  }
-  closedir(dir);
-  return names;
-}
-
-/// A file that another process has open: what this one starts (programs close what they inherit,
-/// and a close commits) does not touch it.
-class Held {
- public:
-  explicit Held(const std::string& path) {
-    int ends[2];
-    REQUIRE(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0);
-    child_ = fork();
-    if (child_ == 0) {
-      ::close(ends[0]);
-      serve(ends[1], path);
-    }
-    ::close(ends[1]);
-    socket_ = ends[0];
-    REQUIRE(answer().error == 0);
-  }
-  ~Held() {
-    Message message;
-    message.what = 'q';
-    (void)send(socket_, &message, sizeof message, MSG_NOSIGNAL);
-    ::close(socket_);
-    waitpid(child_, nullptr, 0);
-  }
-  Held(const Held&) = delete;
-  Held& operator=(const Held&) = delete;
-  void pwrite(const std::string& bytes, off_t at) { CHECK(ask('w', at, bytes).error == 0); }
-  std::string pread(std::size_t size, off_t at) {
-    return ask('r', at, std::string(size, ' ')).bytes;
-  }
-  nlink_t nlink() { return static_cast<nlink_t>(std::stoul(ask('n', 0, "").bytes)); }
-  int fsync() { return ask('s', 0, "").error; }
-  int lock() { return ask('l', 0, "").error; }
-  int close() { return ask('c', 0, "").error; }
-
- private:
-  static constexpr std::size_t kMax = 4096;
-  struct Message {
-    char what = 0;
-    int error = 0;
-    off_t at = 0;
-    std::size_t size = 0;
-    char bytes[kMax];
-  };
-  struct Answer {
-    int error = 0;
-    std::string bytes;
-  };
-  Answer ask(char what, off_t at, const std::string& bytes) {
-    Message message;
-    message.what = what;
-    message.at = at;
-    message.size = bytes.size();
-    bytes.copy(message.bytes, kMax);
-    REQUIRE(send(socket_, &message, sizeof message, 0) == sizeof message);
-    return answer();
-  }
-  Answer answer() const {
-    Message message;
-    REQUIRE(recv(socket_, &message, sizeof message, 0) == sizeof message);
-    return {message.error, std::string(message.bytes, message.size)};
-  }
-  [[noreturn]] static void serve(int socket, const std::string& path) {
-    const int fd = open(path.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0644);
-    Message message;
-    message.error = fd < 0 ? errno : 0;
-    message.size = 0;
-    for (;;) {
-      if (send(socket, &message, sizeof message, MSG_NOSIGNAL) != sizeof message) _exit(0);
-      if (recv(socket, &message, sizeof message, 0) != sizeof message) _exit(0);
-      if (message.what == 'q') _exit(0);
-      ssize_t done = 0;
-      struct stat st {};
-      errno = 0;
-      if (message.what == 'w') done = ::pwrite(fd, message.bytes, message.size, message.at);
-      if (message.what == 'r') done = ::pread(fd, message.bytes, message.size, message.at);
-      if (message.what == 's') done = ::fsync(fd);
-      if (message.what == 'l') done = ::flock(fd, LOCK_EX | LOCK_NB);
-      if (message.what == 'c') done = ::close(fd);
-      if (message.what == 'n') done = ::fstat(fd, &st);
-      message.error = done < 0 ? errno : 0;
-      message.size = message.what == 'r' && done > 0 ? static_cast<std::size_t>(done) : 0;
-      if (message.what == 'n') {
-        const std::string number = std::to_string(st.st_nlink);
-        message.size = number.copy(message.bytes, kMax);
-      }
-    }
-  }
-  int socket_ = -1;
-  pid_t child_ = 0;
-};
-
-/// Two mounts, and a directory that the first one has alone.
-struct Two {
-  explicit Two(const std::string& options = {})
-      : cluster({3, true, options}), a(cluster.mnt()), b(cluster.mount_another(options)) {
-    REQUIRE(mkdir((a + "/d").c_str(), 0777) == 0);
-    have_alone(cluster, a, a + "/d");
-  }
-  /// Made on the first mount, and held open: nothing of it was sent.
-  std::unique_ptr<Held> make(const std::string& name) {
-    const long before = made_here(cluster, a);
-    auto fd = std::make_unique<Held>(a + "/d/" + name);
-    REQUIRE(made_here(cluster, a) == before + 1);
-    return fd;
-  }
-  MiniCluster cluster;
-  const std::string a, b;
-};
 
 TEST_CASE("exclusive: create, write and close of a small file is one call", "[exclusive]") {
   FM_NEEDS_MOUNTS();
@@ -527,142 +398,6 @@ TEST_CASE("exclusive: a file that is written and as empty as before is made", "[
   }
   CHECK(stat_of(two.b + "/d/f").st_size == 0);
   CHECK(stat_of(two.b + "/d/g").st_size == 0);
-}
-
-TEST_CASE("exclusive: a file that stays open is sent after a while, and by fsync at once",
-          "[exclusive]") {
-  FM_NEEDS_MOUNTS();
-  Two two;
-  const auto synced = two.make("synced");
-  synced->pwrite("synced", 0);
-  REQUIRE(synced->fsync() == 0);
-  const auto beside = two.make("beside");
-  {
-    const Fd dir(two.a + "/d", O_RDONLY | O_DIRECTORY);
-    REQUIRE(fsync(dir.get()) == 0);
-  }
-  CHECK(happened(two.cluster, two.a, "sent empty") == 1);
-  const auto left = two.make("left");
-  left->pwrite("left", 0);
-  CHECK(eventually([&] { return happened(two.cluster, two.a, "sent empty") == 2; }));
-  two.cluster.kill_mount(two.a);
-  CHECK(read_file(two.b + "/d/synced") == "synced");
-  CHECK(stat_of(two.b + "/d/beside").st_size == 0);
-  CHECK(stat_of(two.b + "/d/left").st_size == 0);
-}
-
-TEST_CASE(
-    "exclusive: a mount that dies holds others up for its lease at most, and loses only what was "
-    "not closed",
-    "[exclusive]") {
-  FM_NEEDS_MOUNTS();
-  MiniCluster cluster;
-  const std::string b = cluster.mnt();
-  const std::string a = cluster.mount_another();
-  REQUIRE(mkdir((a + "/d").c_str(), 0777) == 0);
-  have_alone(cluster, a, a + "/d");
-  write_file(a + "/d/closed", "closed");
-  const long before = made_here(cluster, a);
-  Held open_file(a + "/d/open");
-  open_file.pwrite("never closed", 0);
-  REQUIRE(made_here(cluster, a) == before + 1);
-  cluster.kill_mount(a);
-  const auto began = std::chrono::steady_clock::now();
-  const auto names = names_in(b + "/d");
-  CHECK(names.contains("closed"));
-  write_file(b + "/d/mine", "mine");
-  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(25));
-  CHECK(read_file(b + "/d/closed") == "closed");
-  // What it left is no trouble for the next one: it is committed if the cluster came to know the
-  // file, and set aside otherwise.
-  const RunResult again = cluster.mount_with(a, a + ".cache");
-  CAPTURE(again.out);
-  REQUIRE(again.exit_code == 0);
-  CHECK(read_file(a + "/d/mine") == "mine");
-  const bool known = names.contains("open");
-  CHECK(eventually([&] {
-    const RunResult stat = cluster.fermata("cache stat --json " + a);
-    const json::value document = json::parse(stat.out);
-    const long kept = document.as_object().at("conflict_files").to_number<long>();
-    return known ? read_file(b + "/d/open") == "never closed" : kept == 1;
-  }));
-  CHECK(names_in(b + "/d").size() == (known ? 3U : 2U));
-}
-
-TEST_CASE("exclusive: what was written to a file that is lost is kept, after its close, too",
-          "[exclusive]") {
-  FM_NEEDS_MOUNTS();
-  Two two;
-  const pid_t daemon = two.cluster.daemon_of(two.a);
-  std::unique_ptr<Held> fd;
-  // The daemon may have sent it already, when it is stopped: then it is not lost.
-  for (int i = 0;; ++i) {
-    REQUIRE(i < 10);
-    have_alone(two.cluster, two.a, two.a + "/d");
-    fd = two.make("lost" + std::to_string(i));
-    fd->pwrite("written", 0);
-    stop(daemon);
-    const bool known = exists(two.b + "/d/lost" + std::to_string(i));  // when the session is over
-    REQUIRE(kill(daemon, SIGCONT) == 0);
-    if (!known) break;
-    CHECK(fd->close() == 0);
-  }
-  REQUIRE(
-      eventually([&] { return happened(two.cluster, two.a, "lost before they were sent") == 1; }));
-  CHECK(fd->fsync() == ESTALE);
-  CHECK(fd->close() == ESTALE);
-  fd.reset();
-  // Nothing is left open, and what close_writer() has to do is done.
-  std::string bytes_at;
-  CHECK(eventually([&] {
-    const RunResult listed = two.cluster.fermata("cache ls --json " + two.a);
-    const json::value rows = json::parse(listed.out);
-    for (const json::value& row : rows.as_object().at("files").as_array()) {
-      const json::object& file = row.as_object();
-      if (!file.at("conflict").as_bool() || file.at("open").as_bool()) continue;
-      bytes_at = file.at("bytes_at").as_string();
-    }
-    return !bytes_at.empty();
-  }));
-  two.cluster.umount(two.a);  // the last word of every task
-  CHECK(read_file(bytes_at) == "written");
-  CHECK(two.cluster.digests_equal());
-}
-
-TEST_CASE("exclusive: a file removed before it was sent outlives its directory", "[exclusive]") {
-  FM_NEEDS_MOUNTS();
-  Two two;
-  const auto fd = two.make("f");
-  REQUIRE(unlink((two.a + "/d/f").c_str()) == 0);
-  REQUIRE(rmdir((two.a + "/d").c_str()) == 0);
-  CHECK(fd->lock() == 0);
-  fd->pwrite("bytes", 0);
-  CHECK(fd->fsync() == 0);
-  CHECK(fd->pread(5, 0) == "bytes");
-  CHECK(fd->close() == 0);
-  CHECK(two.cluster.digests_equal());
-}
-
-TEST_CASE("exclusive: files made before a failover are there after it", "[exclusive]") {
-  FM_NEEDS_MOUNTS();
-  Two two;
-  for (int round = 0; round < 3; ++round) {
-    CAPTURE(round);
-    have_alone(two.cluster, two.a, two.a + "/d");
-    const std::string name = "r" + std::to_string(round);
-    const auto one = two.make(name + "-seen");
-    const auto other = two.make(name + "-closed");
-    other->pwrite("content", 0);
-    const auto gone = two.make(name + "-gone");
-    const int dead = two.cluster.kill_primary();
-    CHECK(exists(two.b + "/d/" + name + "-seen"));
-    CHECK(other->close() == 0);
-    CHECK(read_file(two.b + "/d/" + name + "-closed") == "content");
-    REQUIRE(unlink((two.a + "/d/" + name + "-gone").c_str()) == 0);
-    CHECK(!exists(two.b + "/d/" + name + "-gone"));
-    two.cluster.restart_node(dead);
-  }
-  CHECK(two.cluster.digests_equal());
 }
 
 TEST_CASE("exclusive: a file that is locked here and one that is only here, asked for by another",
